@@ -1,0 +1,313 @@
+"""What a config may say: typed, strict, frozen sections, every field with its meaning and unit.
+
+Nothing here imports torch. Rules that need the data or the world size are in `plan`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys, lax conversions, NaN and mutation are refused."""
+
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class DataConfig(Section):
+    """Which images, and how they are read."""
+
+    path: str
+    """Directory of the shard set, the one that holds ``manifest.json``."""
+    train_split: str = "train"
+    """Split of the manifest that is trained on."""
+    eval_split: str | None = "validation"
+    """Split that is evaluated on; null trains without evaluation."""
+    build: str | None = None
+    """Command that builds the shards, shown when they are missing."""
+    build_automatically: bool = False
+    """Run ``build`` when the shards are missing; only ``python -m data_tools.…`` is accepted."""
+    workers_per_rank: Annotated[int, Field(ge=0)] = 8
+    """Loader processes of each rank; 0 loads in the rank itself."""
+    prefetch_batches: PositiveInt = 2
+    """Micro-batches each loader process keeps ready."""
+    block_samples: PositiveInt = 64
+    """Consecutive samples of a shard that are read near each other (the unit of locality)."""
+    window_blocks: PositiveInt = 1024
+    """Blocks among which samples are shuffled."""
+    max_bad_fraction: Fraction = 0.001
+    """Unreadable samples tolerated, as a fraction of those read; beyond it the run stops."""
+
+
+class AugmentConfig(Section):
+    """What happens to a training image between decoding and the model."""
+
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """Area of the random crop, as a fraction of the image."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Aspect ratio of the random crop, width over height."""
+    flip_probability: Fraction = 0.5
+    """Chance of a horizontal flip."""
+    randaugment: str | None = "rand-m9-mstd0.5-inc1"
+    """RandAugment in timm's notation; null is none."""
+    erase_probability: Fraction = 0.25
+    """Chance that one rectangle is replaced by normal noise, per pixel and channel."""
+    mixup_alpha: NonNegativeFloat = 0.8
+    """Beta parameter of mixup; 0 is no mixup."""
+    cutmix_alpha: NonNegativeFloat = 1.0
+    """Beta parameter of cutmix; 0 is no cutmix."""
+    mix_probability: Fraction = 1.0
+    """Chance that a group is mixed at all."""
+    mix_switch_probability: Fraction = 0.5
+    """Chance of cutmix where both are on."""
+    mix_group: PositiveInt = 64
+    """Consecutive positions of the global batch that share one draw and mix with each other."""
+    label_smoothing: Fraction = 0.1
+    """Mass taken from the label and spread over all classes."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means that are subtracted, on the scale 0 to 1 (RGB)."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Channel deviations that divide, on the scale 0 to 1 (RGB)."""
+
+    @model_validator(mode="after")
+    def check_ranges(self) -> Self:
+        """Refuse intervals that run backwards and mixing groups that cannot pair."""
+        for field in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, field)
+            if low > high or low <= 0:
+                raise ValueError(f"{field}: expected 0 < low <= high, got [{low}, {high}]")
+        if self.mixes and self.mix_group % 2:
+            raise ValueError(f"mix_group: expected an even number, got {self.mix_group}")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return self.mix_probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+class ModelConfig(Section):
+    """Which network. The variant's own shape may be overridden field by field."""
+
+    variant: Literal["swin_t", "swin_s", "swin_b", "swin_l"]
+    """Row of the table in ``pretrain/models/variants.py``."""
+    image_size: PositiveInt
+    """Side of the square input, pixels."""
+    window_size: PositiveInt
+    """Side of an attention window, tokens."""
+    num_classes: PositiveInt
+    """Outputs of the head; must equal the length of the data's class list."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Stochastic depth of the last block; earlier blocks rise to it linearly from 0."""
+    embed_dim: PositiveInt | None = None
+    """Channels of the first stage; null takes the variant's."""
+    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Blocks of each stage; null takes the variant's."""
+    heads: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Attention heads of each stage; null takes the variant's."""
+
+
+class OptimConfig(Section):
+    """AdamW and what surrounds it."""
+
+    lr: PositiveFloat
+    """Peak learning rate, as applied at ``lr_reference_batch`` (or at any batch, when null)."""
+    lr_reference_batch: PositiveInt | None = None
+    """Linear scaling rule: peak, warm-up start and floor are multiplied by global batch over this;
+    null applies no rule."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decoupled weight decay of matrices; norms, biases and position tables have none."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's denominator offset."""
+    clip_grad_norm: NonNegativeFloat = 5.0
+    """Global gradient norm above which gradients are scaled down; 0 does not clip."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over time, per step."""
+
+    epochs: PositiveInt
+    """Length of the run, warm-up included."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Linear warm-up at the start."""
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_lr: NonNegativeFloat = 0.0
+    """Learning rate of step 0, before scaling."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate of the end, before scaling; ``constant`` ignores it."""
+
+    @model_validator(mode="after")
+    def check_warmup(self) -> Self:
+        """Refuse a warm-up that leaves nothing to train."""
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: expected less than epochs ({self.epochs}), "
+                f"got {self.warmup_epochs:g}"
+            )
+        return self
+
+
+class BatchConfig(Section):
+    """Global batch first; what each rank does at once follows from it."""
+
+    global_size: PositiveInt
+    """Images of one optimizer step over all ranks."""
+    micro_size_max: PositiveInt
+    """Most images one rank may hold in one forward pass; the plan takes the largest that divides."""
+
+
+class EngineConfig(Section):
+    """How the step is computed; none of it changes what is learnt."""
+
+    zero_stage: Literal[1, 2, 3] = 1
+    """DeepSpeed ZeRO stage (0 mishandles non-finite steps and is not offered)."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: autocast over fp32 master weights; fp32: everything in fp32."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type in which gradients are summed over ranks."""
+    activation_checkpointing: tuple[
+        Literal["none", "full"],
+        Literal["none", "full"],
+        Literal["none", "full"],
+        Literal["none", "full"],
+    ] = ("none", "none", "none", "none")
+    """Per stage of the model: keep activations, or recompute each block in the backward pass."""
+    max_skipped_steps: PositiveInt = 20
+    """Non-finite steps in a row after which the run stops."""
+    collective_timeout_seconds: PositiveInt = 1800
+    """Longest wait for another rank before the run fails."""
+    threads_per_rank: PositiveInt | None = None
+    """CPU threads of each rank's tensor operations; null shares the cores among the ranks."""
+
+    @model_validator(mode="after")
+    def check_reduce_dtype(self) -> Self:
+        """Refuse a reduction coarser than the gradients."""
+        if self.precision == "fp32" and self.reduce_dtype == "bf16":
+            raise ValueError("reduce_dtype: bf16 needs precision: bf16, got precision: fp32")
+        return self
+
+
+class EvalConfig(Section):
+    """How and when accuracy is measured."""
+
+    every_epochs: PositiveInt = 1
+    """Epochs between evaluations; the last step is always evaluated."""
+    resize: PositiveInt | None = None
+    """Short side after resizing, before the centre crop; null squashes to the image size."""
+    batch_size_per_rank: PositiveInt = 128
+    """Images each rank evaluates at once."""
+
+
+class CheckpointConfig(Section):
+    """When state is saved and how much is kept."""
+
+    every_steps: PositiveInt = 500
+    """Steps between saves; the last step is always saved."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints kept."""
+
+
+class LogConfig(Section):
+    """How often numbers are written."""
+
+    every_steps: PositiveInt = 10
+    """Steps between records; also the only routine wait for the device."""
+
+
+class WandbConfig(Section):
+    """Weights & Biases, a mirror of the record; its failure never stops training."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    """offline writes into the run directory for a later ``wandb sync``."""
+    project: Name = "swin-pretrain"
+    """Project the run appears in."""
+    entity: Name | None = None
+    """User or team; null takes the account's default."""
+
+
+ShellWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/,=+\[\]-]+$")]
+
+
+class ClusterConfig(Section):
+    """Where it runs. Site facts come from ``configs/clusters/NAME.yaml``."""
+
+    executor: Literal["slurm", "local"] = "local"
+    """submitit's executor."""
+    nodes: PositiveInt = 1
+    """Machines; the local executor always takes 1."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """GPUs of a node; null counts those of this machine when running locally."""
+    ranks_per_node: PositiveInt | None = None
+    """Processes of a node; null is one per GPU, or one without GPUs."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto takes GPUs where there are any."""
+    cpus_per_rank: PositiveInt | None = None
+    """CPU cores of each rank; null leaves it to Slurm."""
+    memory_gib_per_node: PositiveInt | None = None
+    """Memory of a node; null takes the site's default."""
+    time_limit_minutes: PositiveInt | None = None
+    """Longest life of one job; null takes the partition's default."""
+    partition: ShellWord | None = None
+    """Slurm partition."""
+    account: ShellWord | None = None
+    """Slurm account."""
+    qos: ShellWord | None = None
+    """Slurm quality of service."""
+    constraint: ShellWord | None = None
+    """Slurm node feature."""
+    exclude: ShellWord | None = None
+    """Nodes not to use, in Slurm's list syntax."""
+    setup: tuple[str, ...] = ()
+    """Shell lines run before the job, such as ``module load``: written by the site, trusted."""
+    max_attempts_without_progress: PositiveInt = 3
+    """Attempts that may end badly without a newer checkpoint before the job gives up."""
+
+    @model_validator(mode="after")
+    def check_setup(self) -> Self:
+        """Refuse set-up lines that hold several lines."""
+        for line in self.setup:
+            if any(ord(character) < 32 for character in line):
+                raise ValueError(f"setup: expected one line per entry, got {line!r}")
+        return self
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    name: Name
+    """Name of the run and of its directory; the config's file name when not given."""
+    runs_dir: str = "runs"
+    """Directory that holds the run directories."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Fixes initialisation, sample order, augmentation and drop path."""
+    init_from: str | None = None
+    """Start from these weights: the name of a run in ``runs_dir``, or a path to a run, checkpoint
+    or export; null starts from scratch."""
+    data: DataConfig
+    model: ModelConfig
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    batch: BatchConfig
+    engine: EngineConfig = EngineConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    wandb: WandbConfig = WandbConfig()
+    cluster: ClusterConfig = ClusterConfig()

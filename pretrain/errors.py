@@ -1,0 +1,61 @@
+"""The errors a user can cause, and how a command reports them: one line, exit code 2."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_BAD_INPUT = 2
+"""Exit code of every command that refuses its input."""
+
+
+class PretrainError(Exception):
+    """Base of all errors that a user can mend.
+
+    The message says what, where, got, expected and what to do. Several problems found together are
+    one line each.
+    """
+
+
+class ConfigError(PretrainError):
+    """A config that cannot be read, validated or planned."""
+
+
+class DataError(PretrainError):
+    """Shards, manifests or images that are missing, damaged or contradictory."""
+
+
+class ModelError(PretrainError):
+    """Weights that do not fit the model they are meant for."""
+
+
+class EngineError(PretrainError):
+    """Training that cannot go on, such as too many non-finite steps in a row."""
+
+
+class CheckpointError(PretrainError):
+    """Saved state that cannot be written, found or trusted."""
+
+
+class LaunchError(PretrainError):
+    """A job that cannot be submitted or supervised."""
+
+
+def run_command(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a command's ``main`` on the arguments typed and exit with its code.
+
+    A `PretrainError` becomes ``error: …`` on standard error and exit code 2; a closed output pipe
+    (``| head``) ends quietly; Ctrl-C exits 130. Anything else is a defect and keeps its traceback.
+    """
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except PretrainError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)  # noqa: T201
+        code = EXIT_BAD_INPUT
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
