@@ -1,0 +1,245 @@
+"""The directory of one run: where everything is, whose it is, and how far it has come.
+
+Nothing here imports torch; every process of a run and every tool that looks at one may use it.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pretrain.config.schema import RunConfig
+from pretrain.errors import ConfigError, LaunchError
+
+MAY_CHANGE = (
+    "runs_dir",
+    "cluster",
+    "log",
+    "wandb",
+    "checkpoint",
+    "data.build",
+    "data.build_automatically",
+    "data.workers_per_rank",
+    "data.prefetch_batches",
+    "batch.micro_size_max",
+    "eval.batch_size_per_rank",
+    "engine.activation_checkpointing",
+    "engine.collective_timeout_seconds",
+    "engine.threads_per_rank",
+    "engine.zero_stage",
+)
+"""Sections and fields that may differ between attempts of one run: none changes what is learnt."""
+
+DIFFERENCES_SHOWN = 5
+_CHECKPOINT = re.compile(r"step_(\d+)")
+_BEFORE_CONFIG = {"plan.json", "submit.lock"}
+
+
+class RunDirectory:
+    """The paths of one run, by name. Constructing one creates nothing.
+
+    Attributes:
+        path: the directory itself, absolute.
+        config_path: the resolved `RunConfig`, YAML; its presence makes the directory a run.
+        plan_path: the derived numbers, JSON.
+        environment_path: versions, host and commit at the time of launch, JSON.
+        code_path: copy of the source the run uses.
+        job_path: which submitted job has the run, JSON.
+        attempts_path: ledger of attempts, one JSON object per line.
+        attempts_dir: one directory of logs per attempt.
+        progress_path: where training stands, JSON, replaced at most about once a second.
+        metrics_path: recorded numbers, one JSON object per line.
+        events_path: recorded events, one JSON object per line.
+        checkpoints_dir: holds ``step_00001000`` and so on; such a name exists only when complete.
+        wandb_dir: what Weights & Biases writes.
+        report_path: the report of the finished run, HTML.
+        export_dir: the finished weights.
+        submitit_dir: what submitit writes.
+        lock_path: held by the one supervisor that may run this directory.
+        submit_lock_path: held by a launcher while it creates and submits.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.config_path = self.path / "config.yaml"
+        self.plan_path = self.path / "plan.json"
+        self.environment_path = self.path / "environment.json"
+        self.code_path = self.path / "code"
+        self.job_path = self.path / "job.json"
+        self.attempts_path = self.path / "attempts.jsonl"
+        self.attempts_dir = self.path / "attempts"
+        self.progress_path = self.path / "progress.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.events_path = self.path / "events.jsonl"
+        self.checkpoints_dir = self.path / "checkpoints"
+        self.wandb_dir = self.path / "wandb"
+        self.report_path = self.path / "report.html"
+        self.export_dir = self.path / "export"
+        self.submitit_dir = self.path / "submitit"
+        self.lock_path = self.path / "supervisor.lock"
+        self.submit_lock_path = self.path / "submit.lock"
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was created here."""
+        return self.config_path.is_file()
+
+    def attempt_dir(self, number: int) -> Path:
+        """Directory of one attempt's logs; attempts count from 1."""
+        return self.attempts_dir / f"{number:03d}"
+
+    def rank_log(self, attempt: int, rank: int) -> Path:
+        """Everything one rank printed in one attempt."""
+        return self.attempt_dir(attempt) / f"rank_{rank:03d}.log"
+
+    def outcome_path(self, attempt: int) -> Path:
+        """Where rank zero leaves the intent with which an attempt ended."""
+        return self.attempt_dir(attempt) / "outcome.json"
+
+    def check(self, config: RunConfig) -> None:
+        """Make sure that ``config`` may run here. Writes nothing.
+
+        Raises:
+            ConfigError: the directory belongs to a run that learns something else.
+            LaunchError: the path is taken by something that is no run, or is open to other users.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise LaunchError(f"{self.path}: expected a directory or nothing, got a file")
+        self._check_private()
+        if not self.exists:
+            entries = sorted({entry.name for entry in self.path.iterdir()} - _BEFORE_CONFIG)
+            if any(not name.endswith(".tmp") for name in entries):
+                raise LaunchError(
+                    f"{self.path}: holds {entries[0]} but no config.yaml, so it is no run; "
+                    "choose another name (--name) or move it away"
+                )
+            return
+        differences = differing_fields(self.read_config(), config)
+        if differences:
+            shown = differences[:DIFFERENCES_SHOWN]
+            more = len(differences) - len(shown)
+            lines = [f"{self.path}: belongs to a run with another config; choose another --name"]
+            lines += [f"{field}: the run has {old!r}, got {new!r}" for field, old, new in shown]
+            raise ConfigError("\n".join(lines + ([f"and {more} more fields"] if more else [])))
+
+    def create(self, config: RunConfig, plan_json: str) -> None:
+        """Create the directory, or take up the same run again with its changeable fields renewed.
+
+        The directory is private to its owner: jobs execute what submitit pickles into it.
+
+        Raises:
+            ConfigError: the directory belongs to a run that learns something else.
+            LaunchError: the path is taken by something that is no run, or is open to other users.
+        """
+        self.check(config)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        replace_text(self.plan_path, plan_json)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        replace_text(self.config_path, text)
+
+    def read_config(self) -> RunConfig:
+        """The run's config.
+
+        Raises:
+            LaunchError: there is no run here.
+            ConfigError: config.yaml is damaged or of another version of this program.
+        """
+        if not self.exists:
+            raise LaunchError(f"{self.path}: expected a run directory, found no config.yaml in it")
+        try:
+            values = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            return RunConfig.model_validate_json(json.dumps(values))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"{self.config_path}: not readable as YAML ({first})") from None
+        except ValidationError as error:
+            problems = [
+                f"{self.config_path}: {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+                for item in error.errors()
+            ]
+            raise ConfigError("\n".join(problems)) from None
+
+    def read_progress(self) -> dict[str, Any] | None:
+        """The newest progress.json, or None before there is one."""
+        return read_json(self.progress_path)
+
+    def read_outcome(self, attempt: int) -> dict[str, Any] | None:
+        """What rank zero left at the orderly end of an attempt; None if it did not come to one."""
+        return read_json(self.outcome_path(attempt))
+
+    def is_done(self) -> bool:
+        """Whether training came to its end."""
+        progress = self.read_progress()
+        return progress is not None and progress.get("state") == "done"
+
+    def newest_checkpoint_step(self) -> int | None:
+        """Step of the newest checkpoint by name, unverified; None where there is none."""
+        if not self.checkpoints_dir.is_dir():
+            return None
+        matches = (_CHECKPOINT.fullmatch(entry.name) for entry in self.checkpoints_dir.iterdir())
+        return max((int(match[1]) for match in matches if match), default=None)
+
+    def _check_private(self) -> None:
+        status = self.path.stat()
+        if status.st_uid != os.getuid():
+            raise LaunchError(f"{self.path}: belongs to user id {status.st_uid}, not to you")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise LaunchError(
+                f"{self.path}: other users may write to it, and jobs execute what is in it; "
+                f"run: chmod go-w {self.path}"
+            )
+
+
+def differing_fields(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Fields that decide what is learnt and differ, as (dotted name, old value, new value)."""
+    old_fields, new_fields = (
+        dict(_flatten(config.model_dump(mode="json"))) for config in (old, new)
+    )
+    return [
+        (name, old_fields.get(name), new_fields.get(name))
+        for name in sorted(old_fields.keys() | new_fields.keys())
+        if not _may_change(name) and old_fields.get(name) != new_fields.get(name)
+    ]
+
+
+def _may_change(name: str) -> bool:
+    return any(name == field or name.startswith(field + ".") for field in MAY_CHANGE)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old text or the new, never a part."""
+    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small JSON object; None where the file is missing or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
