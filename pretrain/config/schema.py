@@ -40,6 +40,8 @@ class DataConfig(Section):
     """Command that builds the shards, shown when they are missing."""
     build_automatically: bool = False
     """Run ``build`` when the shards are missing; only ``python -m data_tools.…`` is accepted."""
+    expected_train_samples: PositiveInt | None = None
+    """Samples to plan with while the shards are not built; training takes the manifest's count."""
     workers_per_rank: Annotated[int, Field(ge=0)] = 8
     """Loader processes of each rank; 0 loads in the rank itself."""
     prefetch_batches: PositiveInt = 2
