@@ -1,0 +1,5 @@
+"""The networks: receives a model's config, hands on a `torch.nn.Module`.
+
+`variants` answers every question about shape and cost without torch; `swin` is the network itself;
+`build` makes one, initialised as the recipe; `transfer` starts one from another's weights.
+"""
