@@ -1,0 +1,150 @@
+"""Torch process groups: one for tensors on the device, one on the CPU for control.
+
+Every function that communicates must be called by every rank, in the same order. Values travel as
+tensors and JSON text, never as pickles.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+from pretrain.errors import LaunchError
+from pretrain.world import World
+
+_control: torch_dist.ProcessGroup | None = None
+
+
+def initialize(world: World, device: torch.device, timeout_seconds: int) -> None:
+    """Join the other ranks. Every rank, once, before anything else here; waits for all of them.
+
+    A world of one needs no environment. Several ranks meet at ``MASTER_ADDR``:``MASTER_PORT``.
+
+    Args:
+        world: the place of this process.
+        device: ``cuda`` communicates tensors over NCCL (and this device becomes current), ``cpu``
+            over gloo.
+        timeout_seconds: longest wait of any collective before it fails.
+
+    Raises:
+        LaunchError: several ranks, and the environment does not say where they meet.
+    """
+    global _control
+    timeout = timedelta(seconds=timeout_seconds)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch_dist.init_process_group(
+        backend,
+        store=_store(world, timeout),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    _control = torch_dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _store(world: World, timeout: timedelta) -> torch_dist.Store:
+    if world.size == 1:
+        return torch_dist.HashStore()
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise LaunchError(
+            f"environment: {' and '.join(missing)} not set for {world.size} ranks; "
+            "start the ranks with torchrun or launch/slurm.py"
+        )
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdigit():
+        raise LaunchError(f"environment: MASTER_PORT: expected a port number, got {port!r}")
+    # torchrun's agent already serves the store at this address.
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = torch_dist.TCPStore(
+        host, int(port), world.size, is_master=world.rank == 0 and not served, timeout=timeout
+    )
+    # A restart under torchrun meets at the same store: the attempt keeps its keys apart.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return torch_dist.PrefixStore(f"pretrain/{attempt}", store)
+
+
+def control_group() -> torch_dist.ProcessGroup:
+    """Return the CPU (gloo) group of all ranks, for values that never see the device.
+
+    Raises:
+        RuntimeError: `initialize` was not called.
+    """
+    if _control is None:
+        raise RuntimeError("pretrain.dist.initialize has not been called in this process")
+    return _control
+
+
+def sum_across_ranks(values: Sequence[float]) -> list[float]:
+    """Add up each position over all ranks, in float64. Every rank."""
+    total = torch.tensor(list(values), dtype=torch.float64)
+    torch_dist.all_reduce(total, group=control_group())
+    return total.tolist()
+
+
+def max_across_ranks(value: int) -> int:
+    """Return the largest of the ranks' integers (int64). Every rank."""
+    largest = torch.tensor([value], dtype=torch.int64)
+    torch_dist.all_reduce(largest, op=torch_dist.ReduceOp.MAX, group=control_group())
+    return int(largest.item())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return every rank's JSON-able value, in rank order, on every rank. Every rank.
+
+    Values come back as JSON has them: tuples as lists, mapping keys as text.
+    """
+    text = json.dumps(value).encode()
+    longest = max_across_ranks(len(text))
+    # Length first, so that one gather of equal rows carries texts of any length.
+    row = torch.zeros(8 + longest, dtype=torch.uint8)
+    row[:8] = torch.frombuffer(bytearray(len(text).to_bytes(8, "little")), dtype=torch.uint8)
+    row[8 : 8 + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    rows = [torch.empty_like(row) for _ in range(torch_dist.get_world_size())]
+    torch_dist.all_gather(rows, row, group=control_group())
+    return [_read_row(bytes(other.numpy())) for other in rows]
+
+
+def _read_row(row: bytes) -> Any:
+    length = int.from_bytes(row[:8], "little")
+    return json.loads(row[8 : 8 + length])
+
+
+def broadcast_text(text: str | None) -> str:
+    """Return rank zero's text on every rank; the others' argument is ignored. Every rank.
+
+    Raises:
+        TypeError: rank zero gave no text.
+    """
+    rank_zero = torch_dist.get_rank() == 0
+    if rank_zero and text is None:
+        raise TypeError("broadcast_text: rank zero must give the text, got None")
+    sent = (text or "").encode() if rank_zero else b""
+    length = torch.tensor([len(sent)], dtype=torch.int64)
+    torch_dist.broadcast(length, src=0, group=control_group())
+    buffer = torch.zeros(int(length.item()), dtype=torch.uint8)
+    if sent:
+        buffer.copy_(torch.frombuffer(bytearray(sent), dtype=torch.uint8))
+    if buffer.numel():
+        torch_dist.broadcast(buffer, src=0, group=control_group())
+    return bytes(buffer.numpy()).decode()
+
+
+def barrier() -> None:
+    """Wait until every rank is here. Every rank."""
+    torch_dist.barrier(group=control_group())
+
+
+def shutdown() -> None:
+    """Leave the groups; does nothing where there are none. Every rank, at the end."""
+    global _control
+    _control = None
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()

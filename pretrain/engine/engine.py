@@ -1,0 +1,255 @@
+"""The training engine: DeepSpeed ZeRO reduces, clips, shards and skips; the rest is torch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config.schema import EngineConfig, OptimConfig
+from pretrain.dist import control_group, gather_objects
+from pretrain.engine import runtime, shards
+from pretrain.engine.param_groups import parameter_groups
+from pretrain.engine.zero_config import zero_config
+from pretrain.errors import EngineError
+from pretrain.world import World
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        loss_sum: fp32 scalar on the device, the sum of the per-image losses of this rank.
+        images: images this rank saw in the step.
+        grad_norm: L2 norm of the global gradient before clipping, the same on every rank; inf
+            where the step was skipped.
+        skipped: the gradient was not finite somewhere, and no rank changed anything.
+    """
+
+    loss_sum: Tensor
+    images: int
+    grad_norm: float | Tensor
+    skipped: bool
+
+
+def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of each image in fp32.
+
+    Args:
+        logits: [B, Y], any float type.
+        targets: [B, Y] float, rows that sum to 1.
+
+    Returns:
+        fp32 [B].
+    """
+    return -(targets.float() * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+
+class Engine:
+    """Trains a model over all ranks. Every rank constructs it and makes every call, in order.
+
+    The weights start from rank zero's model. After `pretrain.dist.initialize`; one engine lives at
+    a time.
+
+    Args:
+        model: the network, fp32, every parameter trained; it is moved to ``device``.
+        engine: ZeRO stage, precision, and when to give up.
+        optim: AdamW's numbers and the clipping norm; the learning rate comes with each step.
+        micro_batch: images of one forward pass on one rank.
+        accumulation: micro-batches of one step on one rank.
+        device: where this rank computes.
+        world: the place of this rank.
+
+    Raises:
+        EngineError: the model has frozen parameters, or names that cannot be saved.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        engine: EngineConfig,
+        optim: OptimConfig,
+        micro_batch: int,
+        accumulation: int,
+        device: torch.device,
+        world: World,
+    ) -> None:
+        self._world = world
+        self._micro_batch = micro_batch
+        self._accumulation = accumulation
+        self._device = device
+        self._max_skipped_steps = engine.max_skipped_steps
+        self._optimizer_step = 0
+        self._skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._shapes = _shapes(model)
+        deepspeed = runtime.import_deepspeed(device)
+        self._group = runtime.set_collective_group(engine.collective_timeout_seconds)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model.to(device).named_parameters(), optim.weight_decay),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            fused=True,
+        )
+        self._zero: Any = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=zero_config(engine, optim, micro_batch, accumulation),
+        )[0]
+
+    def train_step(self, micro_batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> StepResult:
+        """Take one optimizer step on the mean loss of the global batch. Every rank.
+
+        Exactly ``accumulation`` micro-batches are drawn, each only when the one before it is done:
+        what the iterator does between them, such as seeding, happens between the passes.
+
+        Args:
+            micro_batches: pairs of images, float [B, C, H, W], and targets, float [B, Y] with rows
+                that sum to 1, both on the device; B is the engine's ``micro_batch``.
+            lr: learning rate of this step.
+
+        Raises:
+            EngineError: too few micro-batches or wrong sizes; or the gradient was not finite in
+                ``max_skipped_steps`` steps in a row, on every rank alike.
+        """
+        for group in self._zero.optimizer.param_groups:
+            group["lr"] = lr
+        self._zero.train()
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
+        drawn = 0
+        for images, targets in islice(micro_batches, self._accumulation):
+            self._check_size(images, targets)
+            losses = soft_target_cross_entropy(self._zero(images), targets)
+            loss_sum += losses.detach().sum()
+            self._zero.backward(losses.mean())
+            self._zero.step()  # changes weights after the last micro-batch only
+            drawn += 1
+        if drawn < self._accumulation:
+            raise EngineError(
+                f"train_step: expected {self._accumulation} micro-batches, got {drawn}"
+            )
+        applied = self._zero.was_step_applied()
+        self._count_step(applied)
+        norm = self._zero.get_global_grad_norm() if applied else float("inf")
+        return StepResult(loss_sum, drawn * self._micro_batch, norm, not applied)
+
+    def _check_size(self, images: Tensor, targets: Tensor) -> None:
+        if not len(images) == len(targets) == self._micro_batch:
+            raise EngineError(
+                f"train_step: expected {self._micro_batch} images and targets in a micro-batch, "
+                f"got {len(images)} and {len(targets)}"
+            )
+
+    def _count_step(self, applied: bool) -> None:
+        if applied:
+            self._optimizer_step += 1
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self._max_skipped_steps:
+            raise EngineError(
+                f"training: the gradient was not finite in {self._skipped_in_a_row} steps in a "
+                f"row (engine.max_skipped_steps), after {self._optimizer_step} applied; lower "
+                "optim.lr, clip (optim.clip_grad_norm), or try engine.precision=fp32"
+            )
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the model's outputs in evaluation mode, in the precision of training. Every rank.
+
+        Args:
+            images: float [B, C, H, W] on the device, any B.
+
+        Returns:
+            fp32 [B, Y].
+        """
+        self._zero.eval()
+        return self._zero(images).float()
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the full shape of every parameter, by name. Any rank."""
+        return dict(self._shapes)
+
+    def fragments(self) -> dict[str, Tensor]:
+        """Return this rank's part of the state, copied to the CPU. Any rank.
+
+        Keys are ``kind|parameter name|start``, values flat fp32 tensors: elements ``start`` onwards
+        of that parameter flattened. Kinds are ``master``, ``exp_avg`` and ``exp_avg_sq``. The
+        ranks' parts together hold every element exactly once.
+        """
+        return {
+            f"{kind}|{piece.name}|{piece.start}": shards.values(self._zero, piece, kind).to(
+                "cpu", copy=True
+            )
+            for piece in shards.pieces(self._zero)
+            for kind in shards.KINDS
+        }
+
+    @torch.no_grad()
+    def load_fragments(
+        self,
+        read: Callable[[str, str, int, int], Tensor],
+        optimizer_step: int,
+        skipped_steps: int = 0,
+    ) -> None:
+        """Replace the state by saved values, of any world size and ZeRO stage. Every rank.
+
+        Args:
+            read: called as ``read(kind, parameter name, start, count)``, gives flat fp32 [count].
+            optimizer_step: steps that were applied before the state was saved.
+            skipped_steps: steps that were skipped before the state was saved.
+        """
+        for piece in shards.pieces(self._zero):
+            for kind in shards.KINDS:
+                saved = read(kind, piece.name, piece.start, piece.count)
+                shards.values(self._zero, piece, kind).copy_(saved)
+        shards.set_optimizer_step(self._zero, optimizer_step)
+        shards.refresh_weights(self._zero)
+        self._optimizer_step = optimizer_step
+        self._skipped_steps = skipped_steps
+        self._skipped_in_a_row = 0
+
+    def state(self) -> dict[str, int]:
+        """Return the counters `load_fragments` takes back; JSON-able. Any rank."""
+        return {"optimizer_step": self._optimizer_step, "skipped_steps": self._skipped_steps}
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return every parameter whole, fp32 on the CPU, on rank zero; {} elsewhere. Every rank."""
+        mine = shards.pieces(self._zero)
+        parts = [shards.values(self._zero, piece, "master").cpu() for piece in mine]
+        flat = torch.cat(parts) if parts else torch.empty(0)
+        layouts = gather_objects([(piece.name, piece.start, piece.count) for piece in mine])
+        if self._world.rank != 0:
+            torch_dist.send(flat, dst=0, group=control_group())
+            return {}
+        weights = {name: torch.empty(shape) for name, shape in self._shapes.items()}
+        for rank, layout in enumerate(layouts):
+            if rank != 0:
+                flat = torch.empty(sum(count for _, _, count in layout))
+                torch_dist.recv(flat, src=rank, group=control_group())
+            counts = [count for _, _, count in layout]
+            for (name, start, count), part in zip(layout, flat.split(counts), strict=True):
+                weights[name].view(-1)[start : start + count] = part
+        return weights
+
+    def close(self) -> None:
+        """Free the engine's memory, hooks and process group; nothing works after. Every rank."""
+        self._zero.destroy()
+        self._zero = None
+        runtime.release_collective_group(self._group)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    unusable = [name for name in shapes if "|" in name]
+    if unusable:
+        raise EngineError(f"parameter names: '|' separates the parts of a key, got {unusable}")
+    return shapes

@@ -1,0 +1,86 @@
+"""The DeepSpeed config as a pure function of ours: there is no second file to disagree with."""
+
+from typing import Any
+
+from pretrain.config.schema import EngineConfig, OptimConfig
+
+BUCKET_ELEMENTS = 50_000_000
+"""Elements that are reduced or gathered at once: 200 MB of fp32, large enough for full bandwidth."""
+PERSISTENT_ELEMENTS = 10_000
+"""Stage 3 keeps smaller parameters whole on every rank: Swin's norms, biases and bias tables."""
+
+
+def zero_config(
+    engine: EngineConfig, optim: OptimConfig, micro_batch: int, accumulation: int
+) -> dict[str, Any]:
+    """Return the dict for ``deepspeed.initialize``, every key that matters written out.
+
+    DeepSpeed's defaults change between releases (gradient clipping became 1.0 in 2026), so none is
+    relied on where it would change what is computed.
+
+    Args:
+        engine: ZeRO stage, precision, reduction type.
+        optim: where gradients are clipped; the optimizer itself is torch's, built by us.
+        micro_batch: images of one forward pass on one rank.
+        accumulation: forward passes of one optimizer step on one rank.
+    """
+    bf16 = engine.precision == "bf16"
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": float(optim.clip_grad_norm),  # 0.0 is off; a missing key is 1.0
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": None,
+        "zero_allow_untested_optimizer": False,
+        "zero_force_ds_cpu_optimizer": False,
+        "fp16": {"enabled": False},
+        # DeepSpeed's own bf16 mode would start the master weights from rounded values.
+        "bf16": {"enabled": False},
+        "torch_autocast": {
+            "enabled": bf16,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": _reduced_in_bf16(engine),
+        },
+        "zero_optimization": _zero_section(engine),
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
+    }
+
+
+def _reduced_in_bf16(engine: EngineConfig) -> list[str]:
+    """Modules whose gradients are summed over ranks in bf16; all others are summed in fp32."""
+    if engine.reduce_dtype == "bf16":
+        return ["torch.nn.Linear", "torch.nn.Conv2d"]
+    return []
+
+
+def _zero_section(engine: EngineConfig) -> dict[str, Any]:
+    stage_3 = engine.zero_stage == 3
+    section = {
+        "stage": engine.zero_stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "use_multi_rank_bucket_allreduce": True,
+        "allgather_partitions": True,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "overlap_comm": stage_3,
+        "round_robin_gradients": False,
+        "elastic_checkpoint": False,
+        "ignore_unused_parameters": True,
+        # True replaces torch.nn.functional.linear in the whole process, with other rounding.
+        "memory_efficient_linear": False,
+    }
+    if stage_3:
+        section |= {
+            "sub_group_size": 1_000_000_000,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        }
+    return section
