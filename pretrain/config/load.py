@@ -110,7 +110,9 @@ def _find(name: str, option: str, folder: Path | None = None) -> Path:
         return path
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*.y*"))
+        names = sorted(
+            str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*.y*")
+        )
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names)}"
         raise ConfigError(f"{option} {name}: no such config in {folder}; {hint}")

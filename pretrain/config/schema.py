@@ -171,7 +171,7 @@ class BatchConfig(Section):
     global_size: PositiveInt
     """Images of one optimizer step over all ranks."""
     micro_size_max: PositiveInt
-    """Most images one rank may hold in one forward pass; the plan takes the largest that divides."""
+    """Most images of one forward pass of a rank; the plan takes the largest size that divides."""
 
 
 class EngineConfig(Section):

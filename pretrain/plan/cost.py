@@ -1,0 +1,52 @@
+"""Hours of a run, from its arithmetic and a stated rate of the device."""
+
+from dataclasses import dataclass
+
+from pretrain.plan.resources import Resources
+
+TRAINING_FLOP_PER_FORWARD_MAC = 6
+"""Two operations per multiply-accumulate; the backward pass costs twice the forward pass."""
+
+ASSUMED_FLOP_PER_SECOND = {"cuda": 0.35 * 312e12, "cpu": 15e9}
+"""Sustained rate of one rank: 35 % of an A100's dense bf16 peak (312 TFLOP/s), and one CPU core."""
+
+_ASSUMPTION = {
+    "cuda": "each GPU sustains 109 TFLOP/s (35 % of an A100's dense bf16 peak); not measured",
+    "cpu": "each rank sustains 15 GFLOP/s (one CPU core); not measured",
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes, with the assumption it rests on.
+
+    Attributes:
+        hours: wall time without queueing.
+        gpu_hours: hours times GPUs; 0 on CPU.
+        exaflop: floating-point operations of the whole run, in units of 1e18.
+        images_per_second: training rate over all ranks.
+        assumption: the sentence that must be shown beside the hours.
+    """
+
+    hours: float
+    gpu_hours: float
+    exaflop: float
+    images_per_second: float
+    assumption: str
+
+
+def estimate_cost(
+    *, train_images: int, eval_images: int, forward_macs_per_image: int, resources: Resources
+) -> Cost:
+    """Estimate the cost of training and evaluating on that many images."""
+    training = TRAINING_FLOP_PER_FORWARD_MAC * forward_macs_per_image
+    flop = train_images * training + eval_images * 2 * forward_macs_per_image
+    rate = ASSUMED_FLOP_PER_SECOND[resources.device] * resources.world_size
+    hours = flop / rate / 3600
+    return Cost(
+        hours=hours,
+        gpu_hours=hours * resources.world_size if resources.device == "cuda" else 0.0,
+        exaflop=flop / 1e18,
+        images_per_second=rate / training,
+        assumption=_ASSUMPTION[resources.device],
+    )

@@ -1,0 +1,230 @@
+"""The plan: a config, a manifest and the resources in; every derived number out."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+from pretrain.config.schema import RunConfig
+from pretrain.data.manifest import Manifest
+from pretrain.errors import ConfigError
+from pretrain.models.variants import (
+    Shape,
+    check_image_size,
+    count_forward_macs,
+    count_parameters,
+    shape_of,
+)
+from pretrain.plan.cost import Cost, estimate_cost
+from pretrain.plan.memory import memory_bytes_per_rank
+from pretrain.plan.resources import Resources
+
+BYTES_PER_PARAMETER_SAVED = 12
+"""A checkpoint holds the fp32 master weight and AdamW's two moments of every parameter."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number that follows; sizes in bytes, counts bare, fractions from 0 to 1.
+
+    Attributes:
+        edition: data edition, or nothing while the shards are not built.
+        num_classes: length of the class list and of the head.
+        train_samples: images of an epoch.
+        eval_samples: images of an evaluation; 0 without one.
+        shards: shard files of both splits; 0 while they are not built.
+        data_bytes: size of those files.
+        device: ``cuda`` or ``cpu``.
+        nodes: machines.
+        ranks_per_node: processes of each.
+        resources_note: what was changed from the config to fit the machines.
+        global_batch: images of one optimizer step.
+        micro_batch: images of one forward pass of one rank.
+        accumulation: forward passes of one rank per step.
+        steps_per_epoch: whole global batches in an epoch.
+        total_steps: optimizer steps of the run.
+        warmup_steps: steps of linear warm-up, part of the total.
+        eval_every_steps: steps between evaluations.
+        lr_scale: factor of the linear scaling rule; 1 without one.
+        peak_lr: learning rate applied after the warm-up.
+        warmup_lr: learning rate of step 0.
+        min_lr: learning rate of the end.
+        parameters: trainable parameters of the model.
+        forward_macs_per_image: multiply-accumulates of one forward pass.
+        memory: bytes per rank by part.
+        checkpoint_bytes: size of one checkpoint.
+        checkpoints_kept: how many are kept.
+        free_disk_bytes: free space where the run directory lies.
+        cost: hours, with what they assume.
+    """
+
+    edition: str
+    num_classes: int
+    train_samples: int
+    eval_samples: int
+    shards: int
+    data_bytes: int
+    device: str
+    nodes: int
+    ranks_per_node: int
+    resources_note: str
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    eval_every_steps: int
+    lr_scale: float
+    peak_lr: float
+    warmup_lr: float
+    min_lr: float
+    parameters: int
+    forward_macs_per_image: int
+    memory: dict[str, int]
+    checkpoint_bytes: int
+    checkpoints_kept: int
+    free_disk_bytes: int
+    cost: Cost
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.ranks_per_node
+
+    def to_json(self) -> str:
+        """Return the plan as indented JSON, as kept in the run directory."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def make_plan(
+    config: RunConfig, manifest: Manifest | None, resources: Resources, *, free_disk_bytes: int
+) -> Plan:
+    """Derive the plan.
+
+    Args:
+        config: the run.
+        manifest: of ``config.data.path``; None plans with ``data.expected_train_samples``.
+        resources: the machines.
+        free_disk_bytes: free space where the run directory lies.
+
+    Raises:
+        ConfigError: the batch does not divide, the image does not suit the window, the class list
+            and the head differ, or the data is smaller than one step.
+    """
+    shape = shape_of(config.model)
+    check_image_size(shape)
+    train_samples, eval_samples = _samples(config, manifest)
+    micro_batch, accumulation = split_batch(config, resources.world_size)
+    global_batch = config.batch.global_size
+    steps_per_epoch = train_samples // global_batch
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"batch.global_size: {global_batch} is more than the {train_samples} samples of split "
+            f"'{config.data.train_split}'; give batch.global_size={_power_of_two(train_samples)} "
+            "or more data"
+        )
+    total_steps = steps_per_epoch * config.schedule.epochs
+    lr_scale = global_batch / (config.optim.lr_reference_batch or global_batch)
+    parameters = count_parameters(shape)
+    macs = count_forward_macs(shape)
+    splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
+    return Plan(
+        edition="" if manifest is None else manifest.edition,
+        num_classes=config.model.num_classes,
+        train_samples=train_samples,
+        eval_samples=eval_samples,
+        shards=sum(len(split.shards) for split in splits),
+        data_bytes=sum(split.bytes for split in splits),
+        device=resources.device,
+        nodes=resources.nodes,
+        ranks_per_node=resources.ranks_per_node,
+        resources_note=resources.note,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
+        eval_every_steps=config.eval.every_epochs * steps_per_epoch,
+        lr_scale=lr_scale,
+        peak_lr=config.optim.lr * lr_scale,
+        warmup_lr=config.schedule.warmup_lr * lr_scale,
+        min_lr=config.schedule.min_lr * lr_scale,
+        parameters=parameters,
+        forward_macs_per_image=macs,
+        memory=memory_bytes_per_rank(shape, config.engine, micro_batch, resources.world_size),
+        checkpoint_bytes=BYTES_PER_PARAMETER_SAVED * parameters,
+        checkpoints_kept=config.checkpoint.keep_last,
+        free_disk_bytes=free_disk_bytes,
+        cost=estimate_cost(
+            train_images=total_steps * global_batch,
+            eval_images=eval_samples * math.ceil(config.schedule.epochs / config.eval.every_epochs),
+            forward_macs_per_image=macs,
+            resources=resources,
+        ),
+    )
+
+
+def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
+    """Return (micro-batch, accumulation): the largest micro-batch allowed that divides.
+
+    A micro-batch holds whole mixing groups, so that mixing is the same at any world size.
+
+    Raises:
+        ConfigError: no micro-batch fits; the message names the nearest global batches that do.
+    """
+    group = config.augment.mix_group if config.augment.mixes else 1
+    global_size, largest = config.batch.global_size, config.batch.micro_size_max
+    if largest < group:
+        raise ConfigError(
+            f"batch.micro_size_max: {largest} is less than augment.mix_group {group}, and a "
+            f"micro-batch holds whole groups; give augment.mix_group={_power_of_two(largest)}"
+        )
+    unit = world_size * group
+    if global_size % unit:
+        below = global_size // unit * unit
+        near = " or ".join(str(size) for size in (below, below + unit) if size)
+        raise ConfigError(
+            f"batch.global_size: {global_size} does not divide into {world_size} ranks x mixing "
+            f"groups of {group}; nearest that do: {near} (or another augment.mix_group)"
+        )
+    groups_per_rank = global_size // unit
+    groups = max(n for n in range(1, largest // group + 1) if groups_per_rank % n == 0)
+    return groups * group, groups_per_rank // groups
+
+
+def model_shape(config: RunConfig) -> Shape:
+    """Return the checked shape of the config's model."""
+    shape = shape_of(config.model)
+    check_image_size(shape)
+    return shape
+
+
+def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
+    data = config.data
+    if manifest is None:
+        if data.expected_train_samples is None:
+            raise ConfigError(
+                f"data.path: no shards in {data.path} and no data.expected_train_samples to plan "
+                "with; build the shards first"
+            )
+        return data.expected_train_samples, 0
+    listed = len(manifest.classes)
+    if listed != config.model.num_classes:
+        relation = "longer" if listed > config.model.num_classes else "shorter"
+        raise ConfigError(
+            f"model.num_classes: the class list of {manifest.root} is {relation} than the head: "
+            f"{listed} classes, head of {config.model.num_classes}; "
+            f"give model.num_classes={listed} or the right data.path"
+        )
+    train = manifest.split(data.train_split).samples
+    return train, 0 if data.eval_split is None else manifest.split(data.eval_split).samples
+
+
+def _split_names(config: RunConfig) -> list[str]:
+    names = [config.data.train_split, config.data.eval_split]
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def _power_of_two(limit: int) -> int:
+    return 2 ** int(math.log2(limit))

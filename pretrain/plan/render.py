@@ -1,0 +1,115 @@
+"""The plan as text for a terminal."""
+
+from pretrain.config.schema import RunConfig
+from pretrain.plan.derive import Plan
+
+
+def render(config: RunConfig, plan: Plan) -> str:
+    """Return the plan as aligned lines, one fact each."""
+    rows = [*_data_rows(config, plan), *_step_rows(config, plan), *_size_rows(config, plan)]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"plan of {config.name}"]
+    lines += [f"  {label:<{width}}  {text}" for label, text in rows]
+    return "\n".join(lines)
+
+
+def _data_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    if plan.edition:
+        data = (
+            f"{plan.edition}: {plan.num_classes:,} classes, {plan.train_samples:,} training and "
+            f"{plan.eval_samples:,} evaluation samples, {plan.shards:,} shards, "
+            f"{_size(plan.data_bytes)}"
+        )
+    else:
+        data = (
+            f"not built yet in {config.data.path}: planned with {plan.train_samples:,} samples, "
+            f"{plan.num_classes:,} classes"
+        )
+    model = config.model
+    return [
+        ("data", data),
+        (
+            "model",
+            f"{model.variant} at {model.image_size}x{model.image_size}, window "
+            f"{model.window_size}: {plan.parameters:,} parameters, "
+            f"{plan.forward_macs_per_image / 1e9:.3g} GMAC per image",
+        ),
+        ("start", f"weights of {config.init_from}" if config.init_from else "from scratch"),
+    ]
+
+
+def _step_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    schedule = config.schedule
+    note = f" ({plan.resources_note})" if plan.resources_note else ""
+    lr = f"peak {plan.peak_lr:g}"
+    if config.optim.lr_reference_batch:
+        lr += (
+            f" = {config.optim.lr:g} x {plan.global_batch} / {config.optim.lr_reference_batch} "
+            "(linear rule)"
+        )
+    return [
+        (
+            "ranks",
+            f"{plan.world_size} = {plan.nodes} node{'s'[: plan.nodes > 1]} x "
+            f"{plan.ranks_per_node}, {plan.device}, ZeRO stage {config.engine.zero_stage}, "
+            f"{config.engine.precision}{note}",
+        ),
+        (
+            "global batch",
+            f"{plan.global_batch} = {plan.world_size} ranks x {plan.micro_batch} micro-batch x "
+            f"{plan.accumulation} accumulation",
+        ),
+        (
+            "steps",
+            f"{plan.total_steps:,} = {schedule.epochs} epochs x {plan.steps_per_epoch:,}; "
+            f"warm-up {plan.warmup_steps:,}",
+        ),
+        (
+            "learning rate",
+            f"{lr}; from {plan.warmup_lr:g}, {schedule.kind}"
+            + (f" to {plan.min_lr:g}" if schedule.kind != "constant" else ""),
+        ),
+    ]
+
+
+def _size_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    parts = ", ".join(f"{part} {_size(size)}" for part, size in plan.memory.items())
+    kept = plan.checkpoints_kept + 1
+    needed = plan.checkpoint_bytes * kept
+    short = "" if needed <= plan.free_disk_bytes else ": NOT ENOUGH"
+    cost = plan.cost
+    gpu_hours = f", {_number(cost.gpu_hours)} GPU-hours" if cost.gpu_hours else ""
+    return [
+        ("memory per rank", f"{_size(sum(plan.memory.values()))}: {parts} (estimate)"),
+        (
+            "checkpoints",
+            f"{_size(plan.checkpoint_bytes)} each, every {config.checkpoint.every_steps} steps, "
+            f"{plan.checkpoints_kept} kept: {_size(needed)} with the one being written, "
+            f"{_size(plan.free_disk_bytes)} free{short}",
+        ),
+        (
+            "time",
+            f"about {_duration(cost.hours)}{gpu_hours} ({cost.exaflop:.3g} EFLOP, "
+            f"{_number(cost.images_per_second)} images/s) if {cost.assumption}",
+        ),
+    ]
+
+
+def _size(size_bytes: int) -> str:
+    """Return a size in the unit that leaves it readable."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{_number(hours)} hours" if hours >= 100 else f"{hours:.1f} hours"
+    return f"{max(1, round(hours * 60))} minutes"

@@ -1,0 +1,85 @@
+"""What must hold before a run is queued or a file of it written, checked without torch."""
+
+import os
+import shutil
+from pathlib import Path
+
+from pretrain.config.schema import RunConfig
+from pretrain.data.manifest import Manifest, check_shards, read_manifest
+from pretrain.errors import ConfigError, DataError
+
+
+def manifest_if_built(config: RunConfig) -> Manifest | None:
+    """Return the manifest of the config's data, or None where nothing is built yet.
+
+    Raises:
+        DataError: something is there but it is not a sound manifest.
+    """
+    path = Path(config.data.path)
+    return read_manifest(path) if (path / "manifest.json").exists() else None
+
+
+def require_manifest(config: RunConfig) -> Manifest:
+    """Return the manifest of the config's data after comparing it with the shards beside it.
+
+    Raises:
+        DataError: the shards are missing (the message says how to build them) or disagree.
+    """
+    manifest = manifest_if_built(config)
+    if manifest is None:
+        build = config.data.build or "python -m data_tools.build --help"
+        raise DataError(
+            f"data.path: no shards: {config.data.path}/manifest.json does not exist; "
+            f"build them with: {build}"
+        )
+    check_shards(manifest, config.data.train_split)
+    if config.data.eval_split is not None:
+        check_shards(manifest, config.data.eval_split)
+    return manifest
+
+
+def initial_weights_path(config: RunConfig) -> Path | None:
+    """Return the run directory, checkpoint or export that ``init_from`` means; None for scratch."""
+    if config.init_from is None:
+        return None
+    if "/" in config.init_from:
+        return Path(config.init_from)
+    return Path(config.runs_dir) / config.init_from
+
+
+def check_initial_weights(config: RunConfig) -> None:
+    """Refuse an ``init_from`` that does not exist.
+
+    Raises:
+        ConfigError: with the path looked at.
+    """
+    path = initial_weights_path(config)
+    if path is not None and not path.exists():
+        raise ConfigError(
+            f"init_from: {config.init_from}: {path} does not exist; train it first, launch both "
+            f"(--config {config.init_from} --config {config.name}), or give init_from=PATH"
+        )
+
+
+def check_output(config: RunConfig) -> None:
+    """Refuse a run directory that cannot be made or written.
+
+    Raises:
+        ConfigError: naming the directory that stands in the way.
+    """
+    path = Path(config.runs_dir) / config.name
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ConfigError(f"runs_dir: {path}: {nearest} is not a directory; give runs_dir=PATH")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"runs_dir: {path}: {nearest} is not writable; give runs_dir=PATH")
+
+
+def free_disk_bytes(config: RunConfig) -> int:
+    """Return the free space where the run directory is, or will be."""
+    path = Path(config.runs_dir)
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,128 @@
+"""The house rules that imports can show: who knows whom, and what stays free of torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("pretrain", "launch", "data_tools")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# Parts that meet only as plain values in train.py.
+PARTS = ("data", "augment", "models", "engine", "metrics", "checkpoint")
+
+ALLOWED_BETWEEN_PARTS: set[tuple[str, str]] = set()
+
+VENDORS = {
+    "deepspeed": ("pretrain.engine", "pretrain.convert"),
+    "webdataset": ("pretrain.data", "data_tools"),
+    "wandb": ("pretrain.metrics",),
+    "submitit": ("launch",),
+}
+
+TORCH_FREE = (
+    "pretrain.errors",
+    "pretrain.world",
+    "pretrain.run_directory",
+    "pretrain.preflight",
+    "pretrain.config.load",
+    "pretrain.plan.derive",
+    "pretrain.plan.render",
+    "pretrain.data.manifest",
+    "pretrain.data.order",
+    "pretrain.models.variants",
+    "pretrain.metrics.names",
+    "pretrain.checkpoint.layout",
+    "pretrain.engine.schedule",
+    "pretrain.engine.zero_config",
+    "launch.slurm",
+    "launch.supervisor",
+    "data_tools.build",
+    "data_tools.synthetic",
+)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def is_within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_parts_do_not_know_each_other_and_vendors_stay_behind_walls(path):
+    module = module_name(path)
+    for imported in imports(path):
+        for vendor, homes in VENDORS.items():
+            if is_within(imported, (vendor,)):
+                assert is_within(module, homes), f"{module} imports {imported}"
+        for part in PARTS:
+            if not is_within(module, (f"pretrain.{part}",)):
+                continue
+            for other in PARTS:
+                if other != part and (part, other) not in ALLOWED_BETWEEN_PARTS:
+                    assert not is_within(imported, (f"pretrain.{other}",)), (
+                        f"{module} imports {imported}"
+                    )
+        if is_within(module, ("pretrain",)):
+            assert not is_within(imported, ("launch", "data_tools")), f"{module} imports {imported}"
+            if module != "pretrain.__main__":
+                assert not is_within(imported, ("pretrain.train",)), f"{module} knows train.py"
+        if is_within(module, ("data_tools",)):
+            assert not is_within(imported, ("launch",)), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_what_a_login_node_runs_imports_no_torch(module):
+    code = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'deepspeed', 'wandb', 'submitit', 'webdataset'} & set(sys.modules)\n"
+        "sys.exit(f'imports {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400, f"{path} is longer than 400 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{path}:{node.lineno} {node.name} is {length} lines"
+
+
+@pytest.mark.parametrize("package", [path.parent for path in SOURCES if path.name == "__init__.py"])
+def test_packages_hold_only_their_docstring(package):
+    body = ast.parse((package / "__init__.py").read_text()).body
+    assert len(body) == 1, f"{package}/__init__.py holds code"
+    assert isinstance(body[0], ast.Expr)
+
+
+def test_nothing_unpickles_or_evaluates():
+    banned = {"eval", "exec", "pickle.load", "pickle.loads", "torch.load", "extractall"}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                called = {name, name.rpartition(".")[2]} if name.endswith("extractall") else {name}
+                assert not called & banned, f"{path}:{node.lineno} calls {name}"
+                for keyword in node.keywords:
+                    shell = keyword.arg == "shell" and ast.unparse(keyword.value) == "True"
+                    assert not shell, f"{path}:{node.lineno} runs a shell"
