@@ -1,0 +1,138 @@
+"""The order of augmentation: flip, RandAugment, normalise, erase, mix."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pretrain.augment.draws import Stream, draw_uniform
+from pretrain.augment.erasing import erase
+from pretrain.augment.mixing import check_groups, draw_mix, mix_groups, soft_targets
+from pretrain.augment.policy import parse_policy
+from pretrain.augment.randaugment import RandAugment
+from pretrain.config.schema import AugmentConfig
+
+
+class Augment:
+    """Turns decoded crops into what the model trains on.
+
+    Before mixing, a sample's pixels are a function of its image and its seed; how a group is mixed
+    is a function of (run seed, step, group). Neither depends on the world size, the micro-batch or
+    what ran before.
+
+    Args:
+        settings: Section ``augment`` of the config.
+        num_classes: Y, the width of the targets.
+        seed: Of the run.
+
+    Raises:
+        ConfigError: ``settings.randaugment`` is not in timm's notation.
+    """
+
+    def __init__(self, settings: AugmentConfig, *, num_classes: int, seed: int):
+        self.settings = settings
+        self.num_classes = num_classes
+        self.seed = seed
+        self.randaugment = None
+        if settings.randaugment is not None:
+            red, green, blue = (min(255, round(255 * mean)) for mean in settings.mean)
+            self.randaugment = RandAugment(parse_policy(settings.randaugment), (red, green, blue))
+
+    def __call__(
+        self, images_u8: Tensor, labels: Tensor, seeds: Tensor, *, step: int, first_group: int
+    ) -> tuple[Tensor, Tensor]:
+        """Augment one micro-batch.
+
+        Args:
+            images_u8: uint8 [B, 3, H, W], RGB, on any device; left as it is.
+            labels: int64 [B], on the device of ``images_u8``.
+            seeds: int64 [B], one per sample. On the host nothing waits for the device; elsewhere
+                they are fetched, one wait.
+            step: Optimizer step, from 0.
+            first_group: Index, in the step's global batch, of the micro-batch's first mixing group.
+
+        Returns:
+            float32 [B, 3, H, W], normalised; float32 [B, Y], rows summing to 1.
+
+        Raises:
+            ConfigError: Mixing is on and B is not a multiple of ``mix_group``.
+        """
+        groups = check_groups(len(images_u8), self.settings)
+        height, width = images_u8.shape[2:]
+        mixes = [
+            draw_mix(
+                self.settings,
+                seed=self.seed,
+                step=step,
+                group=first_group + group,
+                height=height,
+                width=width,
+            )
+            for group in range(groups)
+        ]
+        images = self.augment_samples(images_u8, seeds)
+        if self.settings.mixes:
+            images = mix_groups(images, mixes)
+        targets = soft_targets(
+            labels,
+            mixes,
+            num_classes=self.num_classes,
+            label_smoothing=self.settings.label_smoothing,
+        )
+        return images, targets
+
+    def augment_samples(self, images_u8: Tensor, seeds: Tensor) -> Tensor:
+        """Do all that concerns each sample alone: everything but mixing.
+
+        Args:
+            images_u8: uint8 [B, 3, H, W], RGB, on any device; left as it is.
+            seeds: int64 [B].
+
+        Returns:
+            float32 [B, 3, H, W], normalised.
+        """
+        settings = self.settings
+        seeds = seeds.cpu()
+        images = flip(images_u8, seeds, settings.flip_probability)
+        if self.randaugment is not None:
+            images = self.randaugment(images, seeds)
+        images = normalize(images, settings.mean, settings.std)
+        return erase(images, seeds, settings.erase_probability)
+
+
+def flip(images: Tensor, seeds: Tensor, probability: float) -> Tensor:
+    """Mirror some images left to right.
+
+    Args:
+        images: [B, C, H, W], left as it is.
+        seeds: int64 [B], on the host.
+        probability: Chance that an image is mirrored.
+
+    Returns:
+        A new tensor of the shape and type of ``images``.
+    """
+    flipped = draw_uniform(seeds, Stream.FLIP) < probability
+    samples = flipped.nonzero().flatten().to(images.device, non_blocking=True)
+    images = images.clone(memory_format=torch.contiguous_format)
+    return images.index_copy_(0, samples, images.index_select(0, samples).flip(-1))
+
+
+def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Shift and scale each channel; all that evaluation does.
+
+    Args:
+        images_u8: uint8 [B, C, H, W].
+        mean: Of each channel, on the scale 0 to 1.
+        std: Deviation of each channel, on the scale 0 to 1.
+
+    Returns:
+        float32 [B, C, H, W]: (value / 255 - mean) / std.
+    """
+    shift, scale = (
+        (torch.tensor(part, dtype=torch.float64) * 255)
+        .float()
+        .to(images_u8.device, non_blocking=True)
+        .view(-1, 1, 1)
+        for part in (mean, std)
+    )
+    return images_u8.float().sub_(shift).div_(scale)
