@@ -6,6 +6,10 @@ N windows of an image, A heads, D head width, Y classes. Maps are [B, H, W, C] t
 Maps that windows do not tile are padded with zeros below and to the right, after the norm and
 before the shift; the padding takes part in attention, as in published detectors and in
 transformers. Relative position indices and shift masks are derived, never saved.
+
+Under autocast the residual stream keeps the parameters' type, in every stage and on every device.
+The published training let patch merging round it to 16 bits (with fp16's 11-bit mantissa, not
+bf16's 8).
 """
 
 import math
@@ -91,7 +95,8 @@ class PatchEmbed(nn.Module):
         )
         if pad_bottom or pad_right:
             images = F.pad(images, (0, pad_right, 0, pad_bottom))
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+        x = self.proj(images).permute(0, 2, 3, 1)
+        return self.norm(x.to(self.norm.weight.dtype))
 
 
 class PatchMerging(nn.Module):
@@ -109,7 +114,7 @@ class PatchMerging(nn.Module):
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # The official order of the four: down the column first.
         quarters = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
-        return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
+        return self.reduction(self.norm(torch.cat(quarters, dim=-1))).to(x.dtype)
 
 
 class WindowAttention(nn.Module):

@@ -15,6 +15,8 @@ STAGES = 4
 IMAGE_CHANNELS = 3
 PATCH_SIZE = 4
 MLP_RATIO = 4
+COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
+"""Bytes of a scalar inside a block, per precision."""
 
 
 class Variant(NamedTuple):
@@ -209,42 +211,40 @@ def activation_bytes_per_image(
 ) -> int:
     """Estimate of the bytes that one image's forward pass keeps for its backward pass.
 
-    Counts what torch saves with the memory-efficient attention kernel; the recomputed block that is
-    alive during the backward pass is counted once, as the largest.
+    Counts what torch saves with its memory-efficient attention kernel, and once the largest block
+    that is recomputed, since it is alive during the backward pass. Weights, their low-precision
+    copies and the loss are not counted.
 
     Args:
         shape: the model.
-        precision: bf16 is autocast, where the residual stream and norms stay fp32.
+        precision: bf16 is autocast, where the residual stream stays fp32.
         activation_checkpointing: per stage "none" or "full" (recompute each block).
     """
-    compute = 2 if precision == "bf16" else 4
-    residual = 4
-    total = IMAGE_CHANNELS * shape.image_size**2 * compute
-    total += stage_maps(shape)[0].side ** 2 * shape.embed_dim * residual
+    compute = COMPUTE_BYTES[precision]
+    maps = stage_maps(shape)
+    total = IMAGE_CHANNELS * shape.image_size**2 * compute  # images, for the patch projection
+    total += (maps[0].side ** 2 * shape.channels[0] + maps[-1].side ** 2 * shape.channels[-1]) * 4
     largest_recomputed = 0
-    for stage, (channels, stage_map) in enumerate(
-        zip(shape.channels, stage_maps(shape), strict=True)
-    ):
-        kept = stage_map.side**2 * channels * residual
-        block = _block_bytes(shape, stage, stage_map, compute, residual)
+    for stage, (channels, stage_map) in enumerate(zip(shape.channels, maps, strict=True)):
+        blocks = [
+            _block_bytes(shape, stage, compute, bool(j % 2)) for j in range(shape.depths[stage])
+        ]
         if activation_checkpointing[stage] == "full":
-            total += shape.depths[stage] * kept
-            largest_recomputed = max(largest_recomputed, block)
+            total += len(blocks) * stage_map.side**2 * channels * 4
+            largest_recomputed = max(largest_recomputed, *blocks)
         else:
-            total += shape.depths[stage] * block
+            total += sum(blocks)
         if stage < STAGES - 1:
-            merged = (-(-stage_map.side // 2)) ** 2 * 4 * channels
-            total += merged * (residual + compute)
-    total += stage_maps(shape)[-1].side ** 2 * shape.channels[-1] * residual
+            total += maps[stage + 1].side ** 2 * 4 * channels * (4 + compute)
     return total + largest_recomputed
 
 
-def _block_bytes(shape: Shape, stage: int, stage_map: StageMap, compute: int, residual: int) -> int:
-    """What one block saves: norms' inputs in the residual's type, products' inputs in compute's."""
-    channels, heads = shape.channels[stage], shape.heads[stage]
+def _block_bytes(shape: Shape, stage: int, compute: int, odd: bool) -> int:
+    """What a block saves: the inputs of its norms in fp32, of its products in ``compute`` bytes."""
+    stage_map, channels = stage_maps(shape)[stage], shape.channels[stage]
     tokens, padded = stage_map.side**2, _padded_tokens(stage_map)
-    norms = 2 * tokens * channels * residual
-    # Input of qkv, then q, k, v and the attention's output; its log-sum-exp is always fp32.
-    attention = padded * channels * compute * (1 + 3 + 1) + padded * heads * 4
+    # Input of qkv; q, k, v; output, which shifted windows copy before its projection.
+    copies = 6 if odd and stage_map.shift else 5
+    attention = padded * (copies * channels * compute + 4 * shape.heads[stage])
     mlp = tokens * channels * compute * (1 + 2 * shape.mlp_ratio)
-    return norms + attention + mlp
+    return 2 * tokens * channels * 4 + attention + mlp
