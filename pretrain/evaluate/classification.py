@@ -1,0 +1,144 @@
+"""Top-1, top-5 and loss of a classifier, counted exactly: every image once, padding never."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain import dist
+from pretrain.errors import DataError
+
+TOP = 5
+
+
+class EvalBatch(Protocol):
+    """What evaluation needs of a batch; B images on the CPU."""
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [B, 3, H, W], 0 to 255."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [B]; of no meaning where not valid."""
+        ...
+
+    @property
+    def valid(self) -> Tensor:
+        """Which rows are images, bool [B]; False is padding."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Means over all images of a split.
+
+    Attributes:
+        images: images counted, over all ranks.
+        top1_fraction: share whose label has the highest logit.
+        top5_fraction: share whose label is among the five highest; 1 for fewer than six classes.
+        loss: mean cross-entropy in nats; NaN if any image's is.
+    """
+
+    images: int
+    top1_fraction: float
+    top5_fraction: float
+    loss: float
+
+    def metrics(self) -> dict[str, float]:
+        """The result under its declared names."""
+        return {
+            "eval/images": float(self.images),
+            "eval/top1_fraction": self.top1_fraction,
+            "eval/top5_fraction": self.top5_fraction,
+            "eval/loss": self.loss,
+        }
+
+
+def count(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """Count one batch; pure, no host sync.
+
+    A label's rank is the number of classes before it when classes are sorted by falling logit and,
+    among equal logits, by index; so ties are decided alike on every device. A row that holds a NaN
+    is wrong.
+
+    Args:
+        logits: fp32 [B, Y].
+        labels: int64 [B], 0 to Y - 1 where valid.
+        valid: bool [B]; other rows count nothing, whatever they hold.
+
+    Returns:
+        float64 [4] on the logits' device: images, right in the first, right in the first five, sum
+        of the losses in nats.
+    """
+    labels = torch.where(valid, labels, 0)
+    own = logits.gather(1, labels[:, None])  # [B, 1]
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]  # [B, Y]
+    place = ((logits > own) | ((logits == own) & earlier)).sum(1)  # [B]
+    trusted = valid & ~logits.isnan().any(1)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none").double()
+    return torch.stack(
+        (
+            valid.sum().double(),
+            (trusted & (place < 1)).sum().double(),
+            (trusted & (place < TOP)).sum().double(),
+            torch.where(valid, losses, 0.0).sum(),
+        )
+    )
+
+
+def result(images: float, top1: float, top5: float, loss_sum: float) -> EvalResult:
+    """Turn counts over all ranks into means.
+
+    Raises:
+        DataError: there is no image.
+    """
+    if images == 0:
+        raise DataError("evaluation: expected at least one image, got none; check data.eval_split")
+    return EvalResult(int(images), top1 / images, top5 / images, loss_sum / images)
+
+
+def evaluate(
+    logits_of: Callable[[Tensor], Tensor],
+    batches: Iterable[EvalBatch],
+    prepare: Callable[[Tensor], Tensor],
+    *,
+    device: torch.device,
+) -> EvalResult:
+    """Evaluate a classifier over this and all other ranks' batches.
+
+    **Every rank** calls it, with the same number of batches where ``logits_of`` communicates. One
+    host sync and one collective, at the end.
+
+    Args:
+        logits_of: float images [B, 3, H, W] on ``device`` to fp32 logits [B, Y]; no gradients.
+        batches: this rank's share; over all ranks every image is valid exactly once.
+        prepare: uint8 images on ``device`` to normalised float images.
+        device: where to compute.
+
+    Returns:
+        The same result on every rank.
+
+    Raises:
+        DataError: no image at all, or a label outside the model's classes.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for batch in batches:
+        logits = logits_of(prepare(batch.images.to(device, non_blocking=True)))
+        _check_labels(batch, logits.shape[1])
+        labels = batch.labels.to(device, non_blocking=True)
+        sums += count(logits, labels, batch.valid.to(device, non_blocking=True))
+    return result(*dist.sum_across_ranks(sums.tolist()))
+
+
+def _check_labels(batch: EvalBatch, num_classes: int) -> None:
+    labels = batch.labels[batch.valid]  # on the CPU: no host sync
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise DataError(
+            f"evaluation: labels run from {int(labels.min())} to {int(labels.max())}, but the "
+            f"model has {num_classes} classes; the split was made for another class list"
+        )

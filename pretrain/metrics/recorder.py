@@ -1,0 +1,248 @@
+"""The record of a run: metrics.jsonl, events.jsonl, progress.json, the rank log, the mirror."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Literal, Self
+
+from pretrain.config.schema import RunConfig
+from pretrain.metrics import console
+from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain
+from pretrain.metrics.mirror import WandbMirror
+from pretrain.metrics.names import METRICS, check_declared
+from pretrain.run_directory import RunDirectory, replace_text
+
+State = Literal["starting", "training", "evaluating", "saving", "done", "stopped"]
+
+PROGRESS_SECONDS = 1.0
+"""Least time between two versions of progress.json in the same state."""
+
+
+class Recorder:
+    """Writes what a run measures; only rank zero's writes anything, the others' calls do nothing.
+
+    metrics.jsonl holds one line per call of `write`: ``{"step", "time", "attempt", name: value…}``
+    with unix time and null for numbers that are not finite. At construction it is cut back to
+    ``resume_step``, so that over any number of attempts each step's numbers are there once.
+    events.jsonl is history and is never cut: ``{"time", "attempt", "event", field: value…}``.
+
+    Weights & Biases mirrors metrics.jsonl from a process of its own; if it fails, one warning and
+    one event say so.
+
+    Args:
+        run: the run's directory, which must exist.
+        config: the resolved config; its name, its ``wandb`` section, and all of it for the mirror.
+        rank: this process's rank.
+        attempt: number of this life of the run, from 1.
+        resume_step: steps done in the state that training starts from; 0 from scratch.
+        total_steps: steps of the whole run.
+        steps_per_epoch: steps in one pass over the data; need not be whole.
+
+    Raises:
+        OSError: the record cannot be written (full disk, no permission); also from every method.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        *,
+        rank: int,
+        attempt: int,
+        resume_step: int,
+        total_steps: int,
+        steps_per_epoch: float,
+    ) -> None:
+        self._writes = rank == 0
+        self._run = run
+        self._attempt = attempt
+        self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._state: State = "starting"
+        self._progress_time = float("-inf")
+        self._eta_seconds: float | None = None
+        self._last_checkpoint_step = resume_step or None
+        self._latest: dict[str, float] = {}
+        self._last_step = resume_step
+        self._recorded: set[str] = set()
+        self._mirror: WandbMirror | None = None
+        if self._writes:
+            self._open(config, resume_step)
+
+    def _open(self, config: RunConfig, resume_step: int) -> None:
+        cut = cut_back(self._run.metrics_path, resume_step)
+        for line in cut.kept:
+            self._latest.update(
+                {name: line[name] for name in METRICS if line.get(name) is not None}
+            )
+            if line["step"] == resume_step:
+                self._recorded.update(line.keys() & METRICS.keys())
+        cut_torn_end(self._run.events_path)
+        self._metrics = LineWriter(self._run.metrics_path)
+        self._events = LineWriter(self._run.events_path)
+        if cut.removed or cut.damaged:
+            self.event(
+                "record_cut_back",
+                resume_step=resume_step,
+                lines_to_come_again=cut.removed,
+                damaged_lines=cut.damaged,
+            )
+        if config.wandb.mode != "disabled":
+            self._mirror = WandbMirror(
+                config.wandb,
+                directory=self._run.wandb_dir,
+                metrics_path=self._run.metrics_path,
+                name=config.name,
+                config=config.model_dump(mode="json"),
+            )
+        self.progress(resume_step, "starting")
+
+    def write(
+        self, step: int, values: Mapping[str, float], *, eta_seconds: float | None = None
+    ) -> None:
+        """Record numbers of a step: one line in the record and one in the rank log.
+
+        A step may be written in several calls with different names. A name recorded at the step
+        that training resumed from keeps its first value.
+
+        Args:
+            step: steps done, from 1; never less than in the call before.
+            values: by declared name; a NaN or infinity is recorded as null.
+            eta_seconds: time until the end of the run, where known.
+
+        Raises:
+            ValueError: an undeclared name, or a step that runs backwards.
+        """
+        check_declared(values)
+        if step < self._last_step:
+            raise ValueError(f"metrics: step {step} was written after step {self._last_step}")
+        if not self._writes:
+            return
+        if step > self._last_step:
+            self._last_step = step
+            self._recorded.clear()
+        fresh = {
+            name: float(values[name])
+            for name in METRICS
+            if name in values and name not in self._recorded
+        }
+        if not fresh:
+            return
+        self._recorded.update(fresh)
+        stamp = {"step": step, "time": round(time.time(), 3), "attempt": self._attempt}
+        self._metrics.append({**stamp, **fresh})
+        self._latest.update(fresh)
+        self._eta_seconds = eta_seconds if eta_seconds is not None else self._eta_seconds
+        self._print(
+            console.record_line(
+                step,
+                fresh,
+                total_steps=self._total_steps,
+                epoch=step / self._steps_per_epoch,
+                eta_seconds=eta_seconds,
+            )
+        )
+        self.progress(step, self._state)
+        self._watch_mirror()
+
+    def event(self, kind: str, **fields: object) -> None:
+        """Record that something happened: a start, a stop, a refusal, a bad sample.
+
+        Args:
+            kind: lower case with underscores, such as ``bad_sample``.
+            fields: whatever JSON holds; other values become their text.
+        """
+        if not self._writes:
+            return
+        stamp = {"time": round(time.time(), 3), "attempt": self._attempt, "event": kind}
+        self._events.append({**stamp, **fields})
+        self._print(console.event_line(kind, fields))
+
+    def progress(
+        self,
+        step: int,
+        state: State,
+        *,
+        eta_seconds: float | None = None,
+        last_checkpoint_step: int | None = None,
+    ) -> None:
+        """Say where the run stands, in progress.json; throttled while the state stays the same.
+
+        Args:
+            step: steps done.
+            state: what the run is doing.
+            eta_seconds: time until the end; None keeps the last one known.
+            last_checkpoint_step: newest checkpoint; None keeps the last one known.
+        """
+        if not self._writes:
+            return
+        news = state != self._state or last_checkpoint_step is not None
+        self._state = state
+        if eta_seconds is not None:
+            self._eta_seconds = eta_seconds
+        if last_checkpoint_step is not None:
+            self._last_checkpoint_step = last_checkpoint_step
+        now = time.monotonic()
+        if not news and now - self._progress_time < PROGRESS_SECONDS:
+            return
+        self._progress_time = now
+        replace_text(self._run.progress_path, json.dumps(plain(self._standing(step))) + "\n")
+
+    def _standing(self, step: int) -> dict[str, object]:
+        return {
+            "state": self._state,
+            "step": step,
+            "total_steps": self._total_steps,
+            "epoch": step / self._steps_per_epoch,
+            "images_per_second": self._latest.get("perf/images_per_second"),
+            "loss": self._latest.get("train/loss"),
+            "eval_top1_fraction": self._latest.get("eval/top1_fraction"),
+            "eta_seconds": 0.0 if self._state == "done" else self._eta_seconds,
+            "last_checkpoint_step": self._last_checkpoint_step,
+            "time": time.time(),
+            "attempt": self._attempt,
+        }
+
+    def sync(self) -> None:
+        """Wait until the record is on the disk; call it before a checkpoint that implies it."""
+        if self._writes:
+            self._metrics.sync()
+            self._events.sync()
+
+    def close(self) -> None:
+        """Finish the mirror (within its time limit) and close the files; again does nothing."""
+        if not self._writes:
+            return
+        self._metrics.sync()
+        if self._mirror is not None:
+            self._mirror.close()
+            self._watch_mirror()
+        self._metrics.close()
+        self._events.close()
+        self._writes = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _watch_mirror(self) -> None:
+        if self._mirror is None:
+            return
+        problem = self._mirror.problem()
+        if problem is not None:
+            self._mirror = None
+            self.event("wandb_failed", reason=problem, consequence="metrics.jsonl is complete")
+
+    @staticmethod
+    def _print(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
