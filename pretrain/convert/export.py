@@ -1,0 +1,272 @@
+"""Exports: finished weights as safetensors beside a config.json that says all there is to know.
+
+config.json holds: ``format``, ``format_version``; ``weights`` (file, bytes, sha256); ``model`` (the
+`ModelConfig`); ``classes`` (WordNet ids in the order of the head's rows), ``class_names``,
+``class_order_sha256``; ``preprocessing``; ``provenance``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pretrain.checkpoint.layout import MANIFEST_NAME
+from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
+from pretrain.config.schema import ModelConfig
+from pretrain.data.manifest import class_order_sha256
+from pretrain.errors import CheckpointError, ModelError
+from pretrain.run_directory import RunDirectory
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+FORMAT = "swin-pretrain export"
+FORMAT_VERSION = 1
+PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".tar")
+
+
+class Weights(NamedTuple):
+    """Weights read back.
+
+    Attributes:
+        tensors: state dict, official names, on the CPU.
+        classes: WordNet ids in the order of the head's rows; None if the source does not say.
+        model: the config they were trained with; None if the source does not say.
+    """
+
+    tensors: dict[str, Tensor]
+    classes: tuple[str, ...] | None
+    model: ModelConfig | None
+
+
+def write_export(
+    directory: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    model: ModelConfig,
+    classes: Sequence[str],
+    class_names: Sequence[str],
+    preprocessing: Mapping[str, object],
+    provenance: Mapping[str, object],
+) -> None:
+    """Write an export, replacing an earlier one; rank zero only.
+
+    All files are staged in a directory beside it and synced before it gets its name, so that an
+    export is whole or absent. A kill in the instant of a replacement can leave it absent.
+
+    Args:
+        directory: the export's; its parent must exist.
+        weights: state dict by official names, any device.
+        model: the config of the network.
+        classes: WordNet ids in the order of the head's rows.
+        class_names: names for people, in the same order.
+        preprocessing: what evaluation does to an image: ``image_size``, ``resize`` (short side, or
+            None for squashing), ``mean``, ``std`` on the scale 0 to 1; JSON-able.
+        provenance: where the weights come from, such as run, step and accuracy; JSON-able.
+
+    Raises:
+        ModelError: classes and names do not fit the model, or a weight is not finite.
+        CheckpointError: ``directory`` holds something that is no export, or cannot be written.
+    """
+    _check_classes(model, classes, class_names)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    _check_tensors(tensors)
+    if directory.exists() and not _is_export(directory):
+        raise CheckpointError(
+            f"{directory}: expected an export or nothing, found something else; move it away"
+        )
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": model.model_dump(mode="json"),
+        "classes": list(classes),
+        "class_names": list(class_names),
+        "class_order_sha256": class_order_sha256(classes),
+        "preprocessing": dict(preprocessing),
+        "provenance": dict(provenance),
+    }
+    staged = directory.with_name(f"{directory.name}.tmp")
+    try:
+        _stage(staged, tensors, config)
+        _commit(staged, directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: the export cannot be written ({error})") from None
+
+
+def read_weights(path: Path) -> Weights:
+    """Read weights from an export, a run (its export, else its newest checkpoint) or a checkpoint.
+
+    Digests are verified. Nothing is ever unpickled.
+
+    Args:
+        path: the directory; or a safetensors file, whose classes and model are then not known.
+
+    Raises:
+        ModelError: there is nothing there, or nothing that is read here.
+        CheckpointError: it is damaged, or of a newer version of this program.
+    """
+    if path.is_file():
+        return _read_file(path)
+    if not path.exists():
+        raise ModelError(f"{path.absolute()}: expected weights, found nothing there")
+    if _is_export(path):
+        return _read_export(path)
+    if (path / MANIFEST_NAME).is_file():
+        return _read_checkpoint(verify(path), RunDirectory(path.absolute().parents[1]))
+    run = RunDirectory(path)
+    if run.exists or run.checkpoints_dir.is_dir():
+        return _read_run(run)
+    raise ModelError(
+        f"{path.absolute()}: expected an export ({CONFIG_NAME} and {WEIGHTS_NAME}), a run "
+        "directory or a checkpoint, found none of them"
+    )
+
+
+def _read_run(run: RunDirectory) -> Weights:
+    if _is_export(run.export_dir):
+        return _read_export(run.export_dir)
+    reader, refusals = newest_valid(run.checkpoints_dir)
+    if reader is None:
+        reasons = "".join(f"\n{refusal}" for refusal in refusals)
+        raise CheckpointError(
+            f"{run.path}: expected an export or a sound checkpoint, found neither{reasons}"
+        )
+    return _read_checkpoint(reader, run)
+
+
+def _read_checkpoint(reader: CheckpointReader, run: RunDirectory) -> Weights:
+    tensors = {name: reader.full("master", name) for name in reader.shapes}
+    model = run.read_config().model if run.exists else None
+    return Weights(tensors, reader.classes or None, model)
+
+
+def _read_file(path: Path) -> Weights:
+    if path.suffix in PICKLES:
+        raise ModelError(
+            f"{path}: a {path.suffix} file can run code when it is read, so it is not; expected "
+            "safetensors, an export, a run or a checkpoint"
+        )
+    if path.name == WEIGHTS_NAME and _is_export(path.parent):
+        return _read_export(path.parent)
+    if path.suffix != ".safetensors":
+        raise ModelError(f"{path}: expected a .safetensors file or a directory")
+    return Weights(_load(path), None, None)
+
+
+def _read_export(directory: Path) -> Weights:
+    path = directory / CONFIG_NAME
+    config = _read_config(path)
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version: expected {FORMAT_VERSION}, "
+            f"got {config.get('format_version')!r}; was it written by a newer version?"
+        )
+    try:
+        model = ModelConfig.model_validate_json(json.dumps(config["model"]))
+        classes = tuple(str(name) for name in config["classes"])
+        sha256, bytes_ = config["weights"]["sha256"], config["weights"]["bytes"]
+        order_sha256 = config["class_order_sha256"]
+    except (KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged or edited ({reason})") from None
+    if class_order_sha256(classes) != order_sha256 or len(classes) != model.num_classes:
+        raise CheckpointError(f"{path}: classes do not match class_order_sha256 or num_classes")
+    weights = directory / WEIGHTS_NAME
+    if weights.stat().st_size != bytes_ or _sha256(weights) != sha256:
+        raise CheckpointError(f"{weights}: damaged: not the file that {CONFIG_NAME} describes")
+    return Weights(_load(weights), classes, model)
+
+
+def _is_export(directory: Path) -> bool:
+    """Whether both files are there; a config.json without our format is another program's."""
+    if not (directory / WEIGHTS_NAME).is_file() or not (directory / CONFIG_NAME).is_file():
+        return False
+    return _read_config(directory / CONFIG_NAME).get("format") == FORMAT
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got a {type(config).__name__}")
+    return config
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def _check_classes(model: ModelConfig, classes: Sequence[str], class_names: Sequence[str]) -> None:
+    for what, values in (("classes", classes), ("class names", class_names)):
+        if len(values) != model.num_classes:
+            raise ModelError(f"export: expected {model.num_classes} {what}, got {len(values)}")
+    if len(set(classes)) < len(classes):
+        repeated = next(name for name in classes if list(classes).count(name) > 1)
+        raise ModelError(f"export: class {repeated} is listed twice")
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    if not tensors:
+        raise ModelError("export: expected weights, got none")
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ModelError(
+            f"export: {broken[0]} and {len(broken) - 1} more weights are not finite; "
+            "go back to an earlier checkpoint"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stage(staged: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    path = staged / WEIGHTS_NAME
+    # Readers of this file alone still learn what it is; safetensors wants all values as text.
+    metadata = {
+        "format": "pt",
+        "variant": str(config["model"]["variant"]),
+        "class_order_sha256": str(config["class_order_sha256"]),
+    }
+    save_file(tensors, path, metadata=metadata)
+    weights = {"file": WEIGHTS_NAME, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    text = json.dumps({**config, "weights": weights}, indent=1, allow_nan=False, ensure_ascii=False)
+    (staged / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _commit(staged: Path, directory: Path) -> None:
+    for path in (*staged.iterdir(), staged):
+        _sync(path)
+    if directory.exists():
+        old = directory.with_name(f"{directory.name}.old.tmp")
+        shutil.rmtree(old, ignore_errors=True)
+        directory.rename(old)
+        staged.rename(directory)
+        shutil.rmtree(old)
+    else:
+        staged.rename(directory)
+    _sync(directory.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
