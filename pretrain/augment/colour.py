@@ -18,8 +18,10 @@ def auto_contrast(images: Tensor, arguments: Tensor) -> Tensor:
     flat = images.flatten(2)
     low = flat.amin(dim=2, keepdim=True)
     high = flat.amax(dim=2, keepdim=True)
-    # Double precision and this order of operations are Pillow's: the result is truncated.
-    scale = 255.0 / (high.double() - low.double())
+    # Double precision and this order of operations are Pillow's, since the result is truncated;
+    # a plain number over a tensor would be a reciprocal and a product.
+    spread = high.double() - low
+    scale = torch.full_like(spread, 255.0) / spread
     table = torch.arange(_LEVELS, dtype=torch.float64, device=images.device) * scale
     table = (table - low * scale).clamp_(0, 255)
     identity = torch.arange(_LEVELS, dtype=torch.uint8, device=images.device)
@@ -71,7 +73,7 @@ def adjust_contrast(images: Tensor, arguments: Tensor) -> Tensor:
     """Blend with the mean luma: factor 0 is flat, 1 the image (``ImageEnhance.Contrast``)."""
     total = _luma(images).sum(dim=(1, 2, 3), dtype=torch.int64)
     pixels = images.shape[2] * images.shape[3]
-    mean = (total.double() / pixels + 0.5).floor()
+    mean = (2 * total + pixels) // (2 * pixels)
     return _blend(_per_image(mean), images, arguments)
 
 

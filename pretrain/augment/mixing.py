@@ -78,11 +78,12 @@ def mix_groups(images: Tensor, mixes: list[Mix]) -> Tensor:
     """Mix each sample with its mirror image in its group.
 
     Args:
-        images: float [B, C, H, W]; B is a multiple of the number of groups.
+        images: float [B, C, H, W], contiguous; B is a multiple of the number of groups. Changed in
+            place.
         mixes: One per group, in order.
 
     Returns:
-        Of the shape of ``images``; the device is not waited for.
+        ``images``; the device is not waited for.
     """
     height, width = images.shape[2:]
     lead = (len(mixes), 1, 1, 1, 1)
@@ -99,7 +100,9 @@ def mix_groups(images: Tensor, mixes: list[Mix]) -> Tensor:
     )
     other = other + (~outside).to(images.dtype)
     groups = images.unflatten(0, (len(mixes), -1))
-    return (groups * own).add_(groups.flip(1).mul_(other)).flatten(0, 1)
+    partners = groups.flip(1).mul_(other)
+    groups.mul_(own).add_(partners)
+    return images
 
 
 def soft_targets(

@@ -161,10 +161,11 @@ def _enhancement(levels: Tensor, signs: Tensor, height: int, width: int) -> Tens
 def _rotation(levels: Tensor, signs: Tensor, height: int, width: int) -> Tensor:
     """Matrix that turns the image about its centre, anticlockwise for a positive angle."""
     angles = signs * (levels / _TOP_LEVEL * _MAX_DEGREES) * (-math.pi / 180)
-    cos, sin = angles.cos(), angles.sin()
+    # Rounded as Pillow does, so that 30 degrees hits the edge of a pixel or misses it as there.
+    cos, sin = angles.cos().round(decimals=15), angles.sin().round(decimals=15)
     centre_x, centre_y = width / 2, height / 2
-    offset_x = centre_x - cos * centre_x - sin * centre_y
-    offset_y = centre_y + sin * centre_x - cos * centre_y
+    offset_x = -cos * centre_x - sin * centre_y + centre_x
+    offset_y = sin * centre_x - cos * centre_y + centre_y
     return torch.stack([cos, sin, offset_x, -sin, cos, offset_y], dim=1)
 
 
