@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as torch_dist
@@ -38,37 +38,32 @@ def initialize(world: World, device: torch.device, timeout_seconds: int) -> None
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    meeting: dict[str, Any] = {"init_method": "env://"}
+    if world.size == 1:
+        meeting = {"store": torch_dist.HashStore()}  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        _check_environment(world)
     torch_dist.init_process_group(
         backend,
-        store=_store(world, timeout),
         rank=world.rank,
         world_size=world.size,
         timeout=timeout,
         device_id=device if device.type == "cuda" else None,
+        **meeting,
     )
-    _control = torch_dist.new_group(backend="gloo", timeout=timeout)
+    _control = cast(torch_dist.ProcessGroup, torch_dist.new_group(backend="gloo", timeout=timeout))
 
 
-def _store(world: World, timeout: timedelta) -> torch_dist.Store:
-    if world.size == 1:
-        return torch_dist.HashStore()
+def _check_environment(world: World) -> None:
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise LaunchError(
             f"environment: {' and '.join(missing)} not set for {world.size} ranks; "
             "start the ranks with torchrun or launch/slurm.py"
         )
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    port = os.environ["MASTER_PORT"]
     if not port.isdigit():
         raise LaunchError(f"environment: MASTER_PORT: expected a port number, got {port!r}")
-    # torchrun's agent already serves the store at this address.
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = torch_dist.TCPStore(
-        host, int(port), world.size, is_master=world.rank == 0 and not served, timeout=timeout
-    )
-    # A restart under torchrun meets at the same store: the attempt keeps its keys apart.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return torch_dist.PrefixStore(f"pretrain/{attempt}", store)
 
 
 def control_group() -> torch_dist.ProcessGroup:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from datetime import timedelta
 from types import ModuleType
+from typing import cast
 
 import torch
 import torch.distributed as torch_dist
@@ -28,7 +29,7 @@ def import_deepspeed(device: torch.device) -> ModuleType:
         import deepspeed.ops
     # Naming no compatible operation here stops a C++ build at start-up (tens of seconds, and an
     # error without a compiler) of a shared-memory operation that training never calls.
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__dict__["__compatible_ops__"] = {}
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\b.*")
     return deepspeed
 
@@ -41,9 +42,9 @@ def set_collective_group(timeout_seconds: int) -> torch_dist.ProcessGroup:
     """
     from deepspeed.utils import groups
 
-    group = torch_dist.new_group(
-        ranks=list(range(torch_dist.get_world_size())), timeout=timedelta(seconds=timeout_seconds)
-    )
+    ranks = list(range(torch_dist.get_world_size()))
+    timeout = timedelta(seconds=timeout_seconds)
+    group = cast(torch_dist.ProcessGroup, torch_dist.new_group(ranks=ranks, timeout=timeout))
     groups._WORLD_GROUP = group
     return group
 

@@ -5,7 +5,7 @@ from typing import Any
 from pretrain.config.schema import EngineConfig, OptimConfig
 
 BUCKET_ELEMENTS = 50_000_000
-"""Elements that are reduced or gathered at once: 200 MB of fp32, large enough for full bandwidth."""
+"""Elements that are reduced or gathered at once: 200 MB of fp32, enough for full bandwidth."""
 PERSISTENT_ELEMENTS = 10_000
 """Stage 3 keeps smaller parameters whole on every rank: Swin's norms, biases and bias tables."""
 

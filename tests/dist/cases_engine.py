@@ -1,0 +1,295 @@
+"""What the ranks of the engine's tests do: each function runs in every rank."""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tiny import GLOBAL_BATCH, UNDECAYED, UNDECAYED_TABLES, TinyNet, global_batch, micro_batches
+
+from pretrain import dist
+from pretrain.config.schema import EngineConfig, OptimConfig
+from pretrain.engine.engine import Engine, StepResult
+from pretrain.errors import EngineError
+from pretrain.world import World
+
+LR = 2e-3
+WEIGHT_DECAY = 0.3
+
+
+def make_engine(
+    world: World,
+    stage: int,
+    *,
+    accumulation: int = 1,
+    clip: float = 0.0,
+    seed: int = 0,
+    **settings: Any,
+) -> Engine:
+    settings = {"precision": "fp32", "collective_timeout_seconds": 60, **settings}
+    return Engine(
+        TinyNet(seed),
+        engine=EngineConfig(zero_stage=stage, **settings),
+        optim=OptimConfig(lr=LR, weight_decay=WEIGHT_DECAY, clip_grad_norm=clip),
+        micro_batch=GLOBAL_BATCH // (world.size * accumulation),
+        accumulation=accumulation,
+        device=torch.device("cpu"),
+        world=world,
+    )
+
+
+def train(engine: Engine, world: World, steps: range, accumulation: int = 1) -> list[StepResult]:
+    return [
+        engine.train_step(
+            micro_batches(step, world.rank, world.size, accumulation), lr=LR / (1 + step)
+        )
+        for step in steps
+    ]
+
+
+def mean_losses(results: list[StepResult]) -> list[float]:
+    sums = dist.sum_across_ranks([float(result.loss_sum) for result in results])
+    return [loss / GLOBAL_BATCH for loss in sums]
+
+
+def plain_torch(steps: int, clip: float, bf16_chunks: int = 0) -> dict[str, Any]:
+    """Train without any of our code or DeepSpeed's, on the whole batch in one process."""
+    model = TinyNet()
+    named = dict(model.named_parameters())
+    undecayed = [named[name] for name in UNDECAYED + UNDECAYED_TABLES]
+    decayed = [named[name] for name in named if name not in UNDECAYED + UNDECAYED_TABLES]
+    groups = [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    losses, norms = [], []
+    for step in range(steps):
+        images, targets = global_batch(step)
+        optimizer.zero_grad()
+        total = 0.0
+        chunks = bf16_chunks or 1
+        for part, soft in zip(images.chunk(chunks), targets.chunk(chunks), strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16_chunks > 0):
+                logits = model(part)
+            loss = F.cross_entropy(logits.float(), soft) / chunks
+            loss.backward()
+            total += float(loss)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = LR / (1 + step)
+        optimizer.step()
+        losses.append(total)
+        norms.append(float(norm))
+    weights = {name: value.detach() for name, value in named.items()}
+    return {"losses": losses, "norms": norms, "weights": weights}
+
+
+def worst(ours: list[float], theirs: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+
+def parity(world: World, cases: list[list[Any]], precision: str) -> list[dict[str, float]]:
+    """Largest distance to plain torch for each (stage, accumulation, clip)."""
+    steps, found = 5, []
+    for stage, accumulation, clip in cases:
+        chunks = world.size * accumulation if precision == "bf16" else 0
+        expected = plain_torch(steps, clip, chunks)
+        engine = make_engine(
+            world, stage, accumulation=accumulation, clip=clip, precision=precision
+        )
+        results = train(engine, world, range(steps), accumulation)
+        weights = engine.full_weights()
+        differences = [
+            float((weights[name] - expected["weights"][name]).abs().max()) for name in weights
+        ]
+        images = global_batch(0)[0]
+        model = TinyNet()
+        model.load_state_dict(expected["weights"])
+        logits = engine.logits(images)
+        found.append(
+            {
+                "loss": worst(mean_losses(results), expected["losses"]),
+                "norm": worst([float(r.grad_norm) for r in results], expected["norms"]),
+                "weights": max(differences, default=0.0),
+                "logits": float((logits - model(images)).abs().max()),
+                "images": results[0].images,
+                "logits_fp32": logits.dtype == torch.float32,
+            }
+        )
+        engine.close()
+    return found
+
+
+def non_finite(world: World, stage: int, accumulation: int) -> dict[str, Any]:
+    """One rank's third step holds a NaN; a twin never sees that step."""
+
+    def poisoned(step: int) -> Any:
+        for images, targets in micro_batches(step, world.rank, world.size, accumulation):
+            yield (images * float("nan") if world.rank == 1 else images), targets
+
+    engine = make_engine(world, stage, accumulation=accumulation, max_skipped_steps=2, clip=1.0)
+    train(engine, world, range(2), accumulation)
+    before = engine.fragments()
+    skipped = engine.train_step(poisoned(2), lr=LR)
+    unchanged = all(torch.equal(before[key], value) for key, value in engine.fragments().items())
+    state = engine.state()
+    train(engine, world, range(3, 5), accumulation)
+    after = engine.fragments()
+    message = ""
+    try:
+        for step in range(5, 9):
+            engine.train_step(poisoned(step), lr=LR)
+    except EngineError as error:
+        message = str(error)
+    last_state = engine.state()
+    engine.close()
+    twin = make_engine(world, stage, accumulation=accumulation, clip=1.0)
+    train(twin, world, range(2), accumulation)
+    train(twin, world, range(3, 5), accumulation)
+    equal = all(torch.equal(after[key], value) for key, value in twin.fragments().items())
+    twin.close()
+    return {
+        "skipped": skipped.skipped,
+        "norm": str(float(skipped.grad_norm)),
+        "unchanged": unchanged,
+        "state": state,
+        "as_if_unseen": equal,
+        "message": message,
+        "last_state": last_state,
+    }
+
+
+def moment_norm(world: World, stage: int, clip: float) -> list[float]:
+    """Gradient norm of a first step, and the norm of what AdamW was given in it."""
+    engine = make_engine(world, stage, clip=clip)
+    result = train(engine, world, range(1))[0]
+    squares = [
+        float(value.double().square().sum())
+        for key, value in engine.fragments().items()
+        if key.startswith("exp_avg|")
+    ]
+    engine.close()
+    # AdamW's first exp_avg is 0.1 of the gradient it was given.
+    return [float(result.grad_norm), dist.sum_across_ranks([sum(squares)])[0] ** 0.5 / 0.1]
+
+
+def bad_calls(world: World) -> list[str]:
+    """Messages for too few micro-batches, a wrong size, and a frozen parameter."""
+    messages = []
+    engine = make_engine(world, 1, accumulation=2)
+    whole = list(micro_batches(0, world.rank, world.size, 2))
+    for micro in ([(images[1:], targets[1:]) for images, targets in whole], whole[:1]):
+        try:
+            engine.train_step(iter(micro), lr=LR)
+        except EngineError as error:
+            messages.append(str(error))
+    engine.close()
+    frozen = TinyNet()
+    frozen.norm.weight.requires_grad_(False)
+    try:
+        Engine(
+            frozen,
+            engine=EngineConfig(),
+            optim=OptimConfig(lr=LR),
+            micro_batch=1,
+            accumulation=1,
+            device=torch.device("cpu"),
+            world=world,
+        )
+    except EngineError as error:
+        messages.append(str(error))
+    return messages
+
+
+def lazily(world: World) -> list[str]:
+    """The order in which micro-batches are drawn and passes run."""
+    events: list[str] = []
+    engine = make_engine(world, 1, accumulation=2)
+
+    def drawn() -> Any:
+        for index, batch in enumerate(micro_batches(0, world.rank, world.size, 2)):
+            events.append(f"drawn {index}")
+            yield batch
+        events.append("beyond")
+
+    stop = engine._zero.register_forward_pre_hook(lambda *_: events.append("forward"))
+    engine.train_step(drawn(), lr=LR)
+    stop.remove()
+    engine.close()
+    return events
+
+
+def fp32_suite(world: World, stages: list[int]) -> dict[str, Any]:
+    """Everything of the fp32 engine that one process can tell."""
+    cases = [[s, *rest] for s in stages for rest in ([1, 0.0], [4, 0.0], [1, 0.2], [4, 0.2])]
+    return {
+        "parity": parity(world, cases, "fp32"),
+        "non_finite": {str(s): non_finite(world, s, 2) for s in stages},
+        "unclipped": [moment_norm(world, stage, 0.0) for stage in stages],
+        "clipped": [moment_norm(world, stage, 0.05) for stage in stages],
+        "bad_calls": bad_calls(world),
+        "lazily": lazily(world),
+        "linear_untouched": F.linear.__module__,
+    }
+
+
+def bf16_suite(world: World) -> dict[str, Any]:
+    """The default precision, and what the process printed meanwhile."""
+    cases = [[1, 1, 0.2], [2, 2, 0.2], [3, 1, 0.2]]
+    found = {"parity": parity(world, cases, "bf16")}
+    for stage, reduce_dtype in ((1, "fp32"), (3, "fp32"), (1, "bf16")):
+        engine = make_engine(world, stage, precision="bf16", reduce_dtype=reduce_dtype)
+        exact = {name: value.detach() for name, value in TinyNet().named_parameters()}
+        weights = engine.full_weights()
+        found[f"masters_exact_{stage}_{reduce_dtype}"] = [
+            bool(torch.equal(weights[name], exact[name])) for name in weights
+        ]
+        found[f"loss_{stage}_{reduce_dtype}"] = mean_losses(train(engine, world, range(3)))
+        engine.close()
+    return found
+
+
+def alone(_: World) -> dict[str, Any]:
+    """One process, no launcher's environment, a whole step, with standard output watched."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        del os.environ[name]
+    dist.shutdown()
+    world = World()
+    dist.initialize(world, torch.device("cpu"), timeout_seconds=60)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        engine = make_engine(world, 1)
+        results = train(engine, world, range(2))
+        engine.close()
+    compilers = [name for name in sys.modules if "cpp_extension" in name]
+    return {
+        "losses": mean_losses(results),
+        "expected": plain_torch(2, 0.0)["losses"],
+        "printed": printed.getvalue(),
+        "extensions_built": compilers and [str(p) for p in _built_extensions()],
+    }
+
+
+def _built_extensions() -> list[Path]:
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return list(Path(folder).rglob("*.so")) if folder else []
+
+
+def hang(world: World, folder: str) -> str:
+    """Rank 1 stops answering; rank 0 must find out by the timeout of ZeRO's own group."""
+    done = Path(folder) / "rank 0 gave up"
+    engine = make_engine(world, 1, collective_timeout_seconds=3)
+    train(engine, world, range(1))
+    if world.rank == 1:
+        while not done.exists():
+            torch.ones(1).sum()
+        os._exit(0)
+    try:
+        train(engine, world, range(1, 2))
+    except RuntimeError as error:
+        done.touch()
+        print(f"gave up: {error}", flush=True)
+        os._exit(3)
+    return "finished without rank 1"
