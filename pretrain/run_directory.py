@@ -3,6 +3,7 @@
 Nothing here imports torch; every process of a run and every tool that looks at one may use it.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -11,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
+from pretrain.config.load import read_run, to_yaml
 from pretrain.config.schema import RunConfig
 from pretrain.errors import ConfigError, LaunchError
 
@@ -146,8 +145,7 @@ class RunDirectory:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.mkdir(mode=0o700, exist_ok=True)
         replace_text(self.plan_path, plan_json)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        replace_text(self.config_path, text)
+        replace_text(self.config_path, to_yaml(config))
 
     def read_config(self) -> RunConfig:
         """The run's config.
@@ -158,18 +156,7 @@ class RunDirectory:
         """
         if not self.exists:
             raise LaunchError(f"{self.path}: expected a run directory, found no config.yaml in it")
-        try:
-            values = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
-            return RunConfig.model_validate_json(json.dumps(values))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"{self.config_path}: not readable as YAML ({first})") from None
-        except ValidationError as error:
-            problems = [
-                f"{self.config_path}: {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-                for item in error.errors()
-            ]
-            raise ConfigError("\n".join(problems)) from None
+        return read_run(self.config_path)
 
     def read_progress(self) -> dict[str, Any] | None:
         """The newest progress.json, or None before there is one."""
@@ -212,6 +199,16 @@ def differing_fields(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any
         for name in sorted(old_fields.keys() | new_fields.keys())
         if not _may_change(name) and old_fields.get(name) != new_fields.get(name)
     ]
+
+
+def learning_sha256(config: RunConfig) -> str:
+    """Digest of the fields that decide what is learnt: equal for all attempts of one run."""
+    fields = {
+        name: value
+        for name, value in _flatten(config.model_dump(mode="json"))
+        if not _may_change(name)
+    }
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _may_change(name: str) -> bool:

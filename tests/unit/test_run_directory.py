@@ -30,7 +30,7 @@ def make_config(**changes: Any) -> RunConfig:
 
 
 def test_config_survives_the_file(tmp_path: Path) -> None:
-    config = make_config(cluster__setup=("module load cuda", 'export A="${HOME}:x"'))
+    config = make_config(cluster__setup=("module load cuda", 'export A="$HOME:x"'))
     run = RunDirectory(tmp_path / "runs" / "first")
     run.create(config, "{}")
     assert run.read_config() == config
@@ -108,10 +108,10 @@ def test_damaged_config_is_named(tmp_path: Path) -> None:
         run.read_config()
     run.create(make_config(), "{}")
     run.config_path.write_text("a: [1,\n")
-    with pytest.raises(ConfigError, match="not readable as YAML"):
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
         run.read_config()
     run.config_path.write_text("name: first\nunknown: 1\n")
-    with pytest.raises(ConfigError, match=r"unknown: Extra inputs"):
+    with pytest.raises(ConfigError, match=r"unknown: unknown key"):
         run.read_config()
 
 

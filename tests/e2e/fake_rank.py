@@ -1,0 +1,106 @@
+"""A rank without torch: counts steps in files, saves, and fails on demand.
+
+Usage: fake_rank.py RUN_DIR STEPS [FAULT …] where FAULT is KIND:RANK:STEP[:TIMES]; kinds are kill,
+raise, refuse and forget (leave without an outcome). ``TIMES`` is how many attempts it happens in.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+SAVE_EVERY = 10
+
+
+def main() -> int:
+    directory, total = Path(sys.argv[1]), int(sys.argv[2])
+    rank, attempt = int(os.environ["RANK"]), int(os.environ["PRETRAIN_ATTEMPT"])
+    flag = directory / f"stop_{attempt}"
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, lambda *_: flag.touch())
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    step = max((int(p.name[5:]) for p in checkpoints.glob("step_????????")), default=0)
+    print(f"rank {rank} of {os.environ['WORLD_SIZE']} from step {step}, attempt {attempt}")
+    print(f"local {os.environ['LOCAL_RANK']} of {os.environ['LOCAL_WORLD_SIZE']}")
+    print(f"meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
+    print(f"gpus {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+    while step < total:
+        step += 1
+        time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.01")))
+        fail(rank, step, attempt)
+        stopping = meet(directory, rank, attempt, step, stop=rank == 0 and flag.exists())
+        if rank == 0:
+            write(directory / "progress.json", progress("training", step, total, attempt))
+            if step % SAVE_EVERY == 0 or step == total or stopping:
+                (checkpoints / f"step_{step:08d}").mkdir(exist_ok=True)
+        if stopping and step < total:
+            return leave(directory, rank, attempt, "stopped", step, total)
+    return leave(directory, rank, attempt, "done", step, total)
+
+
+def meet(directory: Path, rank: int, attempt: int, step: int, *, stop: bool) -> bool:
+    """Wait for all ranks at this step, for ever if one is dead; true if rank zero says stop."""
+
+    def announced(other: int) -> tuple[int, bool]:
+        path = directory / f"meet_{attempt}_{other}"
+        value = json.loads(path.read_text()) if path.exists() else {"step": 0, "stop": False}
+        return value["step"], value["stop"]
+
+    write(directory / f"meet_{attempt}_{rank}", {"step": step, "stop": stop})
+    for other in range(int(os.environ["WORLD_SIZE"])):
+        while announced(other)[0] < step:
+            time.sleep(0.002)
+    return announced(0)[1]
+
+
+def fail(rank: int, step: int, attempt: int) -> None:
+    for fault in sys.argv[3:]:
+        kind, who, when, *times = fault.split(":")
+        if rank != int(who) or step != int(when) or attempt > int(times[0] if times else 1):
+            continue
+        print(f"fault {fault} at step {step}")
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "raise":
+            raise RuntimeError(f"planned at step {step}")
+        elif kind == "refuse":
+            sys.exit(2)
+        elif kind == "forget":
+            sys.exit(0)
+
+
+def leave(directory: Path, rank: int, attempt: int, outcome: str, step: int, total: int) -> int:
+    if rank == 0:
+        write(directory / "progress.json", progress(outcome, step, total, attempt))
+        path = directory / "attempts" / f"{attempt:03d}" / "outcome.json"
+        write(path, {"outcome": outcome, "step": step})
+    return 0
+
+
+def progress(state: str, step: int, total: int, attempt: int) -> dict[str, object]:
+    return {
+        "state": state,
+        "step": step,
+        "total_steps": total,
+        "epoch": step / total,
+        "images_per_second": 100.0,
+        "loss": 1.0 / step,
+        "eval_top1_fraction": 0.5 if state == "done" else None,
+        "eta_seconds": (total - step) * 0.01,
+        "last_checkpoint_step": None,
+        "time": time.time(),
+        "attempt": attempt,
+    }
+
+
+def write(path: Path, value: dict[str, object]) -> None:
+    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    staged.write_text(json.dumps(value))
+    staged.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The supervisor against real processes that die, refuse, vanish and stop."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.ledger import Attempt, read_attempts
+from launch.processes import is_alive
+from pretrain.config.schema import RunConfig
+from pretrain.run_directory import RunDirectory
+
+FAKE_RANK = Path(__file__).with_name("fake_rank.py")
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return make_run(tmp_path / "runs" / "first")
+
+
+def make_run(path: Path, *, ranks: int = 2, **fields: object) -> RunDirectory:
+    config = RunConfig.model_validate(
+        {
+            "name": path.name,
+            "data": {"path": "/data"},
+            "model": {"variant": "swin_t", "image_size": 32, "window_size": 4, "num_classes": 2},
+            "optim": {"lr": 1e-3},
+            "schedule": {"epochs": 1},
+            "batch": {"global_size": 8, "micro_size_max": 4},
+            "runs_dir": str(path.parent),
+            **fields,
+        }
+    )
+    run = RunDirectory(path)
+    run.create(config, json.dumps({"nodes": 1, "ranks_per_node": ranks, "device": "cpu"}))
+    run.code_path.mkdir(exist_ok=True)
+    return run
+
+
+@contextlib.contextmanager
+def supervising(
+    *runs: RunDirectory, steps: int, faults: tuple[str, ...] = (), step_seconds: float = 0.01
+) -> Iterator[subprocess.Popen[str]]:
+    """A supervisor process at work on the runs, with fake ranks; killed in the end."""
+    (path,) = {str(run.path) for run in runs} if len(runs) == 1 else ("",)
+    command = [sys.executable, "-S", str(FAKE_RANK), path, str(steps), *faults]
+    program = (
+        "import json, sys; from launch.supervisor import run_job; run_job(*json.loads(sys.argv[1]))"
+    )
+    arguments = json.dumps([[str(run.path) for run in runs], command])
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SUBMITIT"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, arguments],
+        cwd=ROOT,
+        env=clean | {"FAKE_STEP_SECONDS": str(step_seconds)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    return process.returncode, output
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
+def step_of(run: RunDirectory) -> int:
+    return (run.read_progress() or {}).get("step", 0)
+
+
+def outcomes(run: RunDirectory) -> list[tuple[str | None, str | None]]:
+    return [(attempt.outcome, attempt.next) for attempt in read_attempts(run)]
+
+
+def last(run: RunDirectory) -> Attempt:
+    return read_attempts(run)[-1]
+
+
+def test_a_run_that_goes_well(run: RunDirectory) -> None:
+    with supervising(run, steps=25) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    assert run.is_done()
+    assert outcomes(run) == [("done", "done")]
+    assert last(run).checkpoint_step_after == 25
+    log = run.rank_log(1, 1).read_text()
+    assert "rank 1 of 2 from step 0, attempt 1" in log
+    assert "local 1 of 2" in log
+
+
+def test_a_killed_rank_restarts_from_the_checkpoint(run: RunDirectory) -> None:
+    with supervising(run, steps=40, faults=("kill:1:25",)) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    assert outcomes(run) == [("crashed", "restart"), ("done", "done")]
+    first, second = read_attempts(run)
+    assert first.culprit_rank == 1
+    assert "rank 1 was killed by SIGKILL" in first.reason
+    assert second.checkpoint_step_before is not None
+    assert second.checkpoint_step_before >= 20
+    assert f"from step {second.checkpoint_step_before}" in run.rank_log(2, 0).read_text()
+
+
+def test_a_crash_loop_gives_up_and_shows_the_culprit(run: RunDirectory) -> None:
+    with supervising(run, steps=40, faults=("raise:1:5:99",)) as process:
+        code, output = finish(process)
+    assert code == 70
+    assert outcomes(run) == [("crashed", "restart")] * 2 + [("crashed", "give_up")]
+    assert "3 attempts without a newer checkpoint" in last(run).reason
+    assert "RuntimeError: planned at step 5" in output
+
+
+def test_progress_starts_the_count_anew(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "second", cluster={"max_attempts_without_progress": 2})
+    faults = ("raise:0:15:1", "raise:0:16:2", "raise:0:25:3")
+    with supervising(run, steps=30, faults=faults) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    assert [outcome for outcome, _ in outcomes(run)] == ["crashed"] * 3 + ["done"]
+
+
+def test_bad_input_is_not_tried_again(run: RunDirectory) -> None:
+    with supervising(run, steps=40, faults=("refuse:1:5:99",)) as process:
+        code, _ = finish(process)
+    assert code == 70
+    assert outcomes(run) == [("bad_input", "give_up")]
+    assert last(run).culprit_rank == 1
+
+
+def test_leaving_without_an_outcome_is_a_crash(run: RunDirectory) -> None:
+    with supervising(run, steps=20, faults=("forget:0:5", "forget:1:5")) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    assert outcomes(run) == [("crashed", "restart"), ("done", "done")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_saves_and_stops_and_the_next_job_resumes(
+    run: RunDirectory, number: signal.Signals
+) -> None:
+    with supervising(run, steps=1000, step_seconds=0.02) as process:
+        wait_until(lambda: step_of(run) >= 3, "steps")
+        process.send_signal(number)
+        code, output = finish(process)
+    assert code == 75, output
+    assert outcomes(run) == [("stopped", "stop")]
+    saved = run.newest_checkpoint_step()
+    assert saved == step_of(run)
+    assert f"saved and stopped at step {saved}" in output
+    assert saved is not None
+    with supervising(run, steps=saved + 5) as process:
+        assert finish(process)[0] == 0
+    assert f"from step {saved}, attempt 2" in run.rank_log(2, 0).read_text()
+
+
+def test_the_second_request_ends_at_once(run: RunDirectory, tmp_path: Path) -> None:
+    stubborn = tmp_path / "stubborn.py"
+    stubborn.write_text(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('deaf', flush=True)\ntime.sleep(600)\n"
+    )
+    program = (
+        "import sys; from launch.supervisor import run_job; run_job([sys.argv[1]], sys.argv[2:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(run.path), sys.executable, str(stubborn)], cwd=ROOT
+    )
+    try:
+        wait_until(lambda: "deaf" in read(run.rank_log(1, 1)), "the ranks")
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "asking" in read(run.attempt_dir(1) / "supervisor.log"), "asking")
+        assert process.poll() is None
+        process.send_signal(signal.SIGQUIT)
+        assert process.wait(PATIENCE_SECONDS) == 75
+    finally:
+        process.kill()
+        process.wait()
+    assert last(run).reason == "stopped without saving"
+    assert not any(is_alive(*rank) for rank in last(run).ranks)
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_two_supervisors_never_run_one_directory(run: RunDirectory) -> None:
+    with supervising(run, steps=1000, step_seconds=0.02) as one:
+        wait_until(lambda: step_of(run) >= 2, "steps")
+        with supervising(run, steps=1000) as two:
+            time.sleep(2.5)
+            assert two.poll() is None
+            assert len(read_attempts(run)) == 1
+        one.terminate()
+        assert finish(one)[0] == 75
+
+
+def test_ranks_save_when_their_supervisor_is_killed(run: RunDirectory) -> None:
+    with supervising(run, steps=1000, step_seconds=0.02) as process:
+        wait_until(lambda: step_of(run) >= 3 and last(run).ranks, "steps")
+        process.kill()
+        ranks = last(run).ranks
+        assert len(ranks) == 2
+        wait_until(lambda: not any(is_alive(*rank) for rank in ranks), "the ranks to leave")
+    saved = run.newest_checkpoint_step()
+    assert saved == step_of(run)
+    assert outcomes(run) == [(None, None)]
+    with supervising(run, steps=saved + 3) as process:
+        assert finish(process)[0] == 0
+    assert [attempt.number for attempt in read_attempts(run)] == [1, 2]
+
+
+def test_a_finished_run_is_left_alone(run: RunDirectory) -> None:
+    with supervising(run, steps=3) as process:
+        finish(process)
+    before = run.attempts_path.read_bytes()
+    with supervising(run, steps=3) as process:
+        code, output = finish(process)
+    assert (code, run.attempts_path.read_bytes()) == (0, before)
+    assert "already done" in output
