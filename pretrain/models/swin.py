@@ -280,7 +280,8 @@ class Swin(nn.Module):
         super().__init__()
         self.shape = shape
         self.patch_embed = PatchEmbed(shape.patch_size, shape.embed_dim)
-        rates = torch.linspace(0, shape.drop_path, sum(shape.depths)).tolist()
+        last = max(sum(shape.depths) - 1, 1)
+        rates = [shape.drop_path * block / last for block in range(sum(shape.depths))]
         self.layers = nn.ModuleList()
         for stage, depth in enumerate(shape.depths):
             recompute = activation_checkpointing[stage] == "full"

@@ -2,7 +2,6 @@
 
 import re
 
-import torch
 from torch import Tensor
 
 RENAMES = [
@@ -28,6 +27,6 @@ def to_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 renamed[f"swin.encoder.{block}.attention.{part}_proj.{kind}"] = piece
             continue
         for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)  # noqa: PLW2901
+            name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     return renamed

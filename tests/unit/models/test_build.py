@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from pretrain.config.schema import ModelConfig
+from pretrain.errors import ConfigError
+from pretrain.models.build import build
+
+MODEL = ModelConfig(
+    variant="swin_t", image_size=64, window_size=4, num_classes=50, embed_dim=48, heads=(3, 3, 6, 6)
+)
+
+
+def test_the_seed_fixes_the_weights():
+    torch.manual_seed(1)
+    first = build(MODEL).state_dict()
+    torch.manual_seed(1)
+    second = build(MODEL).state_dict()
+    torch.manual_seed(2)
+    other = build(MODEL).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_weights_are_initialised_as_the_recipe():
+    torch.manual_seed(0)
+    for name, parameter in build(MODEL).named_parameters():
+        if "norm" in name:
+            expected = 1.0 if name.endswith("weight") else 0.0
+            assert (parameter == expected).all(), name
+        elif name.startswith("patch_embed.proj"):
+            bound = 1 / (3 * 4 * 4) ** 0.5  # torch's own convolution initialisation
+            assert parameter.abs().max() <= bound
+            assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            error = 5 * 0.02 / (2 * parameter.numel()) ** 0.5  # five standard errors
+            assert abs(parameter.std().item() - 0.02) < error, name
+            assert abs(parameter.mean().item()) < 2 * error, name
+
+
+def test_the_config_reaches_the_network():
+    model = build(MODEL.model_copy(update={"drop_path": 0.3}), ("none", "full", "none", "full"))
+    assert model.shape.drop_path == 0.3
+    assert [stage.recompute for stage in model.layers] == [False, True, False, True]
+    assert model.head.weight.shape == (50, 8 * 48)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_heads_are_checked():
+    with pytest.raises(ConfigError, match="heads"):
+        build(MODEL.model_copy(update={"heads": (5, 6, 12, 24)}))

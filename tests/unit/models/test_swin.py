@@ -1,0 +1,228 @@
+import math
+
+import pytest
+import torch
+from tiny_swin import randomized, tiny_shape
+from torch import Tensor
+
+from pretrain.models.swin import (
+    MASKED_LOGIT,
+    Block,
+    Swin,
+    WindowAttention,
+    merge_windows,
+    partition_windows,
+    relative_position_index,
+    shift_mask,
+)
+from pretrain.models.variants import Shape
+
+RECOMPUTE_ALL = ("full",) * 4
+
+
+def images(count: int = 2, height: int = 64, width: int = 64, seed: int = 7) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def train_step(model: Swin, inputs: Tensor, seed: int = 0, **autocast) -> dict[str, Tensor]:
+    """Logits and all gradients of one training forward pass, drop path drawn from ``seed``."""
+    model.train().zero_grad()
+    torch.manual_seed(seed)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast)):
+        logits = model(inputs)
+    logits.float().square().sum().backward()
+    return {"logits": logits.detach()} | {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def test_state_dict_has_the_official_names_and_no_derived_buffers():
+    shape = Shape(12, (2, 2, 6, 2), (1, 2, 3, 6), 224, 7, 10)
+    names = set(Swin(shape).state_dict())
+    assert len(names) == 173  # Swin-T in the official, timm and torchvision layouts
+    assert names >= {
+        "patch_embed.proj.weight",
+        "patch_embed.norm.bias",
+        "layers.2.blocks.5.norm1.weight",
+        "layers.2.blocks.5.attn.qkv.bias",
+        "layers.2.blocks.5.attn.proj.weight",
+        "layers.2.blocks.5.attn.relative_position_bias_table",
+        "layers.2.blocks.5.mlp.fc1.weight",
+        "layers.2.blocks.5.mlp.fc2.bias",
+        "layers.2.downsample.reduction.weight",
+        "layers.2.downsample.norm.bias",
+        "norm.weight",
+        "head.bias",
+    }
+    assert not [name for name in names if "index" in name or "mask" in name]
+    assert not [name for name in names if name.startswith("layers.3.downsample")]
+
+
+def test_no_weight_decay_names_are_norms_biases_and_position_tables():
+    model = Swin(tiny_shape())
+    exempt = model.no_weight_decay_names()
+    decayed = {name for name, _ in model.named_parameters()} - exempt
+    suffixes = ("proj.weight", "qkv.weight", "fc1.weight", "fc2.weight", "reduction.weight")
+    assert decayed and all(name.endswith((*suffixes, "head.weight")) for name in decayed)
+    assert sum(name.endswith("relative_position_bias_table") for name in exempt) == 8
+    assert {"norm.weight", "head.bias", "patch_embed.proj.bias"} <= exempt
+
+
+def test_windows_are_cut_row_by_row_and_merge_back():
+    maps = torch.arange(2 * 4 * 6).view(2, 4, 6, 1)
+    windows = partition_windows(maps, 2)
+    assert windows.shape == (2, 6, 4, 1)
+    assert windows[0, 1, :, 0].tolist() == [2, 3, 8, 9]
+    assert windows[0, 3, :, 0].tolist() == [12, 13, 18, 19]
+    assert torch.equal(merge_windows(windows, 2, 4, 6), maps)
+
+
+def test_relative_position_index_of_a_window_of_two():
+    # Offsets (query - key) of (-1..1, -1..1), numbered row by row.
+    assert relative_position_index(2).view(4, 4).tolist() == [
+        [4, 3, 1, 0],
+        [5, 4, 2, 1],
+        [7, 6, 4, 3],
+        [8, 7, 5, 4],
+    ]
+
+
+def test_smaller_windows_use_the_middle_of_the_table():
+    attention = WindowAttention(channels=4, heads=2, window=5)
+    with torch.no_grad():
+        table = attention.relative_position_bias_table.normal_()
+    small = WindowAttention(channels=4, heads=2, window=3)
+    with torch.no_grad():
+        middle = table.view(9, 9, 2)[2:7, 2:7]
+        small.relative_position_bias_table.copy_(middle.reshape(25, 2))
+    assert torch.equal(attention.position_bias(9), small.position_bias(9))
+
+
+def test_shift_mask_separates_what_was_not_adjacent():
+    window, shift, side = 4, 2, 8
+    mask = shift_mask(side, side, window, shift, torch.device("cpu"))
+    assert mask.shape == (4, 16, 16)
+    # Where each token of the shifted map came from: neighbours lie less than a window apart.
+    origin = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1)
+    origin = partition_windows(origin[None].roll((-shift, -shift), (1, 2)), window)[0]  # [N, K, 2]
+    near = ((origin[:, :, None] - origin[:, None]).abs() < window).all(-1)
+    assert torch.equal(mask, torch.where(near, 0.0, MASKED_LOGIT))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(64, 64), (32, 96), (57, 130), (8, 8), (1, 1), (200, 33)]
+)
+def test_any_image_size_gives_maps_at_four_strides(height, width):
+    model = randomized(Swin(tiny_shape())).eval()
+    with torch.no_grad():
+        maps = model.forward_features(images(2, height, width))
+        logits = model(images(2, height, width))
+    sides = [(math.ceil(height / 4), math.ceil(width / 4))]
+    for _ in range(3):
+        sides.append((math.ceil(sides[-1][0] / 2), math.ceil(sides[-1][1] / 2)))
+    shapes = [(2, 12 * 2**i, *side) for i, side in enumerate(sides)]
+    assert [tuple(stage.shape) for stage in maps] == shapes
+    assert logits.shape == (2, 5)
+    assert logits.isfinite().all()
+
+
+def test_the_configured_size_changes_no_result_where_windows_agree():
+    built_for = {size: randomized(Swin(tiny_shape(size))).eval() for size in (128, 256)}
+    inputs = images(1, 256, 256)
+    assert torch.equal(built_for[128](inputs), built_for[256](inputs))
+
+
+def test_images_do_not_affect_each_other():
+    model = randomized(Swin(tiny_shape()).double()).eval()
+    inputs = images(4).double()
+    alone = torch.cat([model(one[None]) for one in inputs])
+    assert torch.allclose(model(inputs), alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("autocast", [{}, {"bf16": True}], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("stages", [RECOMPUTE_ALL, ("none", "full", "none", "full")], ids=str)
+def test_recomputed_activations_change_no_bit(stages, autocast):
+    shape = tiny_shape(drop_path=0.5)
+    kept = train_step(randomized(Swin(shape)), images(), **autocast)
+    recomputed = train_step(randomized(Swin(shape, stages)), images(), **autocast)
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+    other_draw = train_step(randomized(Swin(shape)), images(), seed=1, **autocast)
+    assert not torch.equal(kept["logits"], other_draw["logits"])
+
+
+def test_recomputing_keeps_only_the_blocks_inputs():
+    kept = {}
+    for stages in (("none",) * 4, RECOMPUTE_ALL):
+        saved = []
+        model = Swin(tiny_shape(), stages)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, saved=saved: saved.append(tensor) or tensor, lambda tensor: tensor
+        )
+        with hooks:
+            model(images())
+        kept[stages] = len(saved)
+    assert kept[RECOMPUTE_ALL] * 4 < kept[("none",) * 4]
+
+
+def test_drop_path_rises_linearly_to_its_rate():
+    blocks = [b for stage in Swin(tiny_shape(drop_path=0.35)).layers for b in stage.blocks]
+    assert [block.drop_path for block in blocks] == pytest.approx([0.05 * i for i in range(8)])
+
+
+def test_drop_path_drops_whole_branches_of_single_images():
+    rate, count = 0.3, 4000
+    block = Block(channels=4, heads=1, window=2, hidden=8, drop_path=rate)
+    torch.nn.init.zeros_(block.mlp.fc2.weight)  # leaves the attention's branch alone
+    torch.nn.init.zeros_(block.mlp.fc2.bias)
+    x = images(1, 2, 2)[:, :1].permute(0, 2, 3, 1).expand(count, 2, 2, 4)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        branch = block.eval()(x, 2, 0, None) - x
+        trained = block.train()(x, 2, 0, None) - x
+    dropped = (trained == 0).flatten(1).all(1)
+    assert torch.allclose(trained[~dropped], branch[~dropped] / (1 - rate), atol=1e-6)
+    assert (trained[~dropped] != 0).any()
+    four_deviations = 4 * (rate * (1 - rate) / count) ** 0.5
+    assert abs(dropped.float().mean().item() - rate) < four_deviations
+
+
+def test_drop_path_is_off_in_evaluation():
+    shapes = [tiny_shape(drop_path=rate) for rate in (0.0, 0.9)]
+    without, with_drop = (randomized(Swin(shape)).eval() for shape in shapes)
+    assert torch.equal(without(images()), with_drop(images()))
+    assert not torch.equal(with_drop.train()(images()), without(images()))
+
+
+def test_autocast_computes_in_bf16_around_an_fp32_residual_stream():
+    model = randomized(Swin(tiny_shape())).eval()
+    exact = model(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, maps = model(images()), model.forward_features(images())
+    assert rounded.dtype == torch.bfloat16
+    assert {stage.dtype for stage in maps} == {torch.float32}
+    # Some fifty products in a row, each rounded to 8 bits.
+    assert 0 < (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    gradients = train_step(model, images(), bf16=True)
+    tables = [g for name, g in gradients.items() if name.endswith("bias_table")]
+    assert {g.dtype for g in tables} == {torch.float32}
+    assert all(g.abs().sum() > 0 for g in tables)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_whole_model_takes_any_float_type(dtype):
+    model = randomized(Swin(tiny_shape())).eval()
+    exact = model(images())
+    converted = model.to(dtype)(images().to(dtype))
+    assert converted.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float64 else 0.1
+    assert (converted - exact).abs().max() < tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize("stages", [("none",) * 4, RECOMPUTE_ALL], ids=["kept", "recomputed"])
+def test_compiles_without_graph_breaks_to_the_same_results(stages):
+    torch.compiler.reset()
+    shape = tiny_shape(drop_path=0.5)
+    plain, compiled = (randomized(Swin(shape, stages)) for _ in range(2))
+    compiled.compile(backend="eager", fullgraph=True)
+    expected, found = train_step(plain, images()), train_step(compiled, images())
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    odd = images(1, 70, 50)  # maps that the kept masks do not fit
+    assert torch.equal(plain.eval()(odd), compiled.eval()(odd))

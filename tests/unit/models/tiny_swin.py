@@ -1,0 +1,32 @@
+"""A Swin small enough for every test, with weights at which no part of it is idle."""
+
+import torch
+
+from pretrain.models.swin import Swin
+from pretrain.models.variants import Shape
+
+
+def tiny_shape(
+    image_size: int = 64, window_size: int = 4, num_classes: int = 5, drop_path: float = 0.0
+) -> Shape:
+    return Shape(
+        embed_dim=12,
+        depths=(2, 2, 2, 2),
+        heads=(1, 2, 3, 6),
+        image_size=image_size,
+        window_size=window_size,
+        num_classes=num_classes,
+        drop_path=drop_path,
+    )
+
+
+def randomized(model: Swin, seed: int = 0) -> Swin:
+    """Draw every parameter, so that biases, norms and position tables all matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            scale = 0.5 if name.endswith("table") else 1 / max(parameter[0].numel(), 4) ** 0.5
+            offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(drawn * scale + offset)
+    return model
