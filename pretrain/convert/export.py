@@ -24,6 +24,7 @@ from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
 from pretrain.config.schema import ModelConfig
 from pretrain.data.manifest import class_order_sha256
 from pretrain.errors import CheckpointError, ModelError
+from pretrain.metrics.jsonl import plain
 from pretrain.run_directory import RunDirectory
 
 WEIGHTS_NAME = "model.safetensors"
@@ -69,8 +70,8 @@ def write_export(
         classes: WordNet ids in the order of the head's rows.
         class_names: names for people, in the same order.
         preprocessing: what evaluation does to an image: ``image_size``, ``resize`` (short side, or
-            None for squashing), ``mean``, ``std`` on the scale 0 to 1; JSON-able.
-        provenance: where the weights come from, such as run, step and accuracy; JSON-able.
+            None for squashing), ``mean``, ``std`` on the scale 0 to 1.
+        provenance: where the weights come from, such as run, step and accuracy.
 
     Raises:
         ModelError: classes and names do not fit the model, or a weight is not finite.
@@ -246,7 +247,8 @@ def _stage(staged: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> 
     }
     save_file(tensors, path, metadata=metadata)
     weights = {"file": WEIGHTS_NAME, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-    text = json.dumps({**config, "weights": weights}, indent=1, allow_nan=False, ensure_ascii=False)
+    document = plain({**config, "weights": weights})
+    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     (staged / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,267 @@
+"""report.html: one run on one page, from its files alone; needs no network to be read."""
+
+import html
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pretrain.metrics.console import duration
+from pretrain.metrics.curves import Chart, Line, draw
+from pretrain.metrics.jsonl import read_lines
+from pretrain.metrics.names import METRICS
+from pretrain.metrics.style import STYLE
+from pretrain.run_directory import RunDirectory, read_json, replace_text
+
+EVENTS_PER_KIND_MAX = 50
+"""Events of one kind that are listed; the newest are."""
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def write_report(run: RunDirectory) -> Path:
+    """Write the report of a run as it stands, replacing an earlier one; rank zero, or any tool.
+
+    Returns:
+        Its path.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    replace_text(run.report_path, report_html(run))
+    return run.report_path
+
+
+def report_html(run: RunDirectory) -> str:
+    """The report of a run as text: UTF-8 HTML without any outside reference.
+
+    Files that are not there yet, or damaged, leave their section out.
+    """
+    lines = read_lines(run.metrics_path)
+    records = [line for line in lines if isinstance(line.get("step"), int)]
+    events = read_lines(run.events_path)
+    progress = run.read_progress() or {}
+    name = html.escape(run.path.name)
+    sections = [
+        _headline(records, events, progress),
+        _curves(records),
+        _section(
+            "Evaluations", _evaluations(records), folded=len(_with(records, "eval/images")) > 8
+        ),
+        _section("Attempts", _attempts(records, events, read_lines(run.attempts_path))),
+        _section("Events", _events(events)),
+        _section("Reproduce", _code(_command(run))),
+        _section("Config", _code(_text(run.config_path)), folded=True),
+        _section("Plan", _code(_text(run.plan_path)), folded=True),
+        _section("Environment", _code(_text(run.environment_path)), folded=True),
+        _section("What the numbers mean", _meanings(records), folded=True),
+    ]
+    state = html.escape(str(progress.get("state", "not started")))
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    body = "\n".join(section for section in sections if section)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}: training report</title>\n<style>\n{STYLE}</style>\n</head>\n"
+        "<body>\n<main>\n"
+        f'<header><h1>{name}</h1><span class="state {state}">{state}</span>'
+        f"<small>written {written}</small></header>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _headline(records: Records, events: Records, progress: Mapping[str, Any]) -> str:
+    accuracy = _series(records, "eval/top1_fraction")
+    rates = [value for _, value in _series(records, "perf/images_per_second")]
+    seen = _series(records, "data/samples_consumed")
+    step, total = progress.get("step", 0), progress.get("total_steps", 0)
+    tiles = [("steps", f"{step:,}", f"of {total:,}, {progress.get('epoch', 0):.2f} epochs")]
+    if accuracy:
+        best_step, best = max(accuracy, key=lambda point: point[1])
+        tiles.insert(0, ("top-1", f"{accuracy[-1][1]:.2%}", f"best {best:.2%}, step {best_step:,}"))
+    if seen:
+        tiles.append(("images seen", f"{seen[-1][1]:,.0f}", "repeats included"))
+    lives = _lives(records, events)
+    if lives:
+        seconds = sum(last - first for first, last in lives.values())
+        plural = "s" if len(lives) > 1 else ""
+        tiles.append(("wall time", duration(seconds), f"in {len(lives)} attempt{plural}"))
+    if rates:
+        tiles.append(("throughput", f"{statistics.median(rates):,.0f}", "images/s, median"))
+    cells = "".join(
+        f"<div><dt>{label}</dt><dd>{value}</dd><dd><small>{note}</small></dd></div>"
+        for label, value, note in tiles
+    )
+    return f'<dl class="tiles">{cells}</dl>'
+
+
+def _curves(records: Records) -> str:
+    first_steps: dict[int, int] = {}
+    for record in records:
+        first_steps.setdefault(int(record.get("attempt", 1)), record["step"])
+    starts = list(first_steps.items())[1:]
+    figures = [
+        f"<figure><figcaption>{html.escape(chart.title)}</figcaption>{draw(chart, starts)}</figure>"
+        for chart in _charts(records)
+    ]
+    if not figures:
+        return "<p>Nothing was recorded yet.</p>"
+    note = "<p><small>Dashed lines: where a later attempt took over.</small></p>" if starts else ""
+    return f'<div class="curves">{"".join(figures)}</div>{note}'
+
+
+def _charts(records: Records) -> list[Chart]:
+    def lines(*wanted: tuple[str, str]) -> tuple[Line, ...]:
+        found = ((label, _series(records, name)) for label, name in wanted)
+        return tuple(
+            Line(label, *map(list, zip(*points, strict=True))) for label, points in found if points
+        )
+
+    charts = [
+        Chart("Loss, nats", lines(("training", "train/loss"), ("evaluation", "eval/loss"))),
+        Chart(
+            "Accuracy",
+            lines(("top-1", "eval/top1_fraction"), ("top-5", "eval/top5_fraction")),
+            percent=True,
+        ),
+        Chart("Learning rate", lines(("learning rate", "train/learning_rate")), from_zero=True),
+        Chart("Images per second", lines(("images/s", "perf/images_per_second")), from_zero=True),
+        Chart("Gradient norm before clipping", lines(("norm", "train/grad_norm")), from_zero=True),
+        Chart(
+            "Time spent waiting for data",
+            lines(("waiting", "perf/data_wait_fraction")),
+            percent=True,
+            from_zero=True,
+        ),
+    ]
+    return [chart for chart in charts if chart.lines]
+
+
+def _evaluations(records: Records) -> str:
+    rows = [
+        (
+            f"{record['step']:,}",
+            f"{record['eval/top1_fraction']:.2%}",
+            f"{record['eval/top5_fraction']:.2%}",
+            "not finite" if record.get("eval/loss") is None else f"{record['eval/loss']:.4f}",
+            f"{record['eval/images']:,.0f}",
+        )
+        for record in _with(records, "eval/images")
+    ]
+    return _table(("step", "top-1", "top-5", "loss", "images"), rows, numbers=True)
+
+
+def _attempts(records: Records, events: Records, ledger: Records) -> str:
+    ends = {line.get("attempt"): line for line in ledger if line.get("event") == "end"}
+    steps: dict[int, list[int]] = {}
+    for record in records:
+        steps.setdefault(int(record.get("attempt", 1)), []).append(record["step"])
+    rows = []
+    for attempt, (first, last) in sorted(_lives(records, events).items()):
+        end = ends.get(attempt, {})
+        covered = steps.get(attempt)
+        rows.append(
+            (
+                str(attempt),
+                _time(first),
+                duration(last - first),
+                f"{covered[0]:,} to {covered[-1]:,}" if covered else "none",
+                str(end.get("outcome") or ""),
+                str(end.get("reason") or ""),
+            )
+        )
+    return _table(("attempt", "started", "lasted", "steps recorded", "ended", "reason"), rows)
+
+
+def _events(events: Records) -> str:
+    counts = Counter(str(event.get("event")) for event in events)
+    shown: Counter[str] = Counter()
+    rows = []
+    for event in reversed(events):
+        kind = str(event.get("event"))
+        shown[kind] += 1
+        if shown[kind] <= EVENTS_PER_KIND_MAX:
+            rest = {key: event[key] for key in event if key not in ("time", "attempt", "event")}
+            details = ", ".join(f"{key} {value}" for key, value in rest.items())
+            attempt = str(event.get("attempt", ""))
+            rows.append((_time(event.get("time")), attempt, kind.replace("_", " "), details))
+    table = _table(("time", "attempt", "event", "details"), rows)
+    left_out = [
+        f"{count - EVENTS_PER_KIND_MAX:,} older “{html.escape(kind)}”"
+        for kind, count in counts.items()
+        if count > EVENTS_PER_KIND_MAX
+    ]
+    more = f"<p><small>Not shown: {', '.join(left_out)}; see events.jsonl.</small></p>"
+    return table + (more if left_out else "")
+
+
+def _meanings(records: Records) -> str:
+    recorded = {name for record in records for name in record}
+    rows = [
+        (name, metric.unit, metric.reduction, metric.meaning)
+        for name, metric in METRICS.items()
+        if name in recorded
+    ]
+    return _table(("name", "unit", "reduction", "meaning"), rows)
+
+
+def _command(run: RunDirectory) -> str:
+    told = (read_json(run.environment_path) or {}).get("command")
+    if isinstance(told, str):
+        return told
+    again = f"--config {run.config_path} --name {run.path.name}-again"
+    return f"cd {run.code_path} && python -m launch.slurm {again}"
+
+
+def _lives(records: Records, events: Records) -> dict[int, tuple[float, float]]:
+    """First and last unix time each attempt wrote anything."""
+    lives: dict[int, tuple[float, float]] = {}
+    for line in (*records, *events):
+        stamp, attempt = line.get("time"), line.get("attempt")
+        if isinstance(stamp, int | float) and isinstance(attempt, int):
+            first, last = lives.get(attempt, (stamp, stamp))
+            lives[attempt] = (min(first, stamp), max(last, stamp))
+    return lives
+
+
+def _series(records: Records, name: str) -> list[tuple[int, float]]:
+    return [(record["step"], record[name]) for record in _with(records, name)]
+
+
+def _with(records: Records, name: str) -> Records:
+    return [record for record in records if record.get(name) is not None]
+
+
+def _section(title: str, content: str, *, folded: bool = False) -> str:
+    if not content:
+        return ""
+    if folded:
+        return f"<details><summary>{title}</summary>{content}</details>"
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _table(head: Iterable[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
+    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    if not lines:
+        return ""
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    kind = ' class="numbers"' if numbers else ""
+    return (
+        f'<div class="wide"><table{kind}><thead><tr>{top}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _code(text: str) -> str:
+    return f"<pre>{html.escape(text.strip())}</pre>" if text.strip() else ""
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _time(stamp: object) -> str:
+    if not isinstance(stamp, int | float):
+        return ""
+    return datetime.fromtimestamp(stamp, UTC).strftime("%Y-%m-%d %H:%M:%S")
