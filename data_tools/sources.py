@@ -1,0 +1,210 @@
+"""What there is to pack: the labelled images of a source, as plain lists.
+
+A source is read by one function that returns a `Source`; `imagefolder` is the one for directories
+of class folders. Packing knows nothing but `Source`.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.errors import DataError
+
+CLASS_NAMES_FILE = "classes.txt"
+_SPLIT_FOLDERS = {"val": "validation", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one split, 12 bytes and a path each.
+
+    Attributes:
+        paths: of each file, relative to the source's root; sorted within a class.
+        labels: int32 [images].
+        sizes: int64 [images], bytes.
+    """
+
+    paths: list[str]
+    labels: NDArray[np.int32]
+    sizes: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images.
+
+    Attributes:
+        root: directory the paths start from.
+        classes: ids in the order of their labels.
+        class_names: a readable name per class, the id itself where none is known.
+        splits: name → images.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    splits: dict[str, Images]
+
+
+def imagefolder(
+    root: Path, *, class_names_file: Path | None, eval_per_class: int | None, seed: int
+) -> Source:
+    """List a directory of class folders, or one with such directories for training and evaluation.
+
+    ``root`` holds ``train/`` and any of ``val/``, ``validation/`` and ``test/`` (which stands for
+    validation where there is no other), each with one folder per class; or it holds the class
+    folders themselves. Class ids are the folders' names, sorted. Hidden files are left out.
+
+    Args:
+        root: the directory.
+        class_names_file: lines ``id<TAB>name``; None takes ``root/classes.txt`` where it exists.
+        eval_per_class: move this many images per class, chosen by ``seed``, from training to a
+            validation split of their own.
+        seed: for that choice.
+
+    Raises:
+        DataError: the source is missing or empty, has no class folders, a class has no images,
+            the splits disagree on the classes, or the file of names is malformed.
+    """
+    if not root.is_dir():
+        state = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"{root}: {state}; expected a directory of class folders")
+    folders = _split_folders(root)
+    train_folder = folders["train"]
+    classes = tuple(_folders(train_folder))
+    if not classes:
+        raise DataError(
+            f"{train_folder}: no class folders; expected one folder per class with its images in it"
+        )
+    splits = {name: _list_split(root, folder, classes) for name, folder in folders.items()}
+    _check_every_class(train_folder, splits["train"], classes)
+    if eval_per_class is not None:
+        if len(splits) > 1:
+            raise DataError(
+                f"{root}: has {', '.join(sorted(set(splits) - {'train'}))} images of its own; "
+                "leave --eval-per-class out"
+            )
+        splits = _carve(splits["train"], classes, eval_per_class, seed)
+    names = _class_names(root, class_names_file)
+    return Source(root, classes, tuple(names.get(item, item) for item in classes), splits)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    if not (root / "train").is_dir():
+        found = [name for name in _SPLIT_FOLDERS if (root / name).is_dir()]
+        if found:
+            raise DataError(f"{root}: has {found[0]}/ but no train/; expected both")
+        return {"train": root}
+    if (root / "val").is_dir() and (root / "validation").is_dir():
+        raise DataError(f"{root}: has both val/ and validation/; expected one of them")
+    folders = {"train": root / "train"}
+    for folder, split in _SPLIT_FOLDERS.items():
+        if (root / folder).is_dir():
+            alone = folder == "test" and "validation" not in folders
+            folders["validation" if alone else split] = root / folder
+    return folders
+
+
+def _folders(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be listed: {error.strerror}") from None
+    return sorted(names)
+
+
+def _list_split(root: Path, folder: Path, classes: tuple[str, ...]) -> Images:
+    labels_of = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in _folders(folder) if name not in labels_of]
+    if unknown:
+        raise DataError(
+            f"{folder}: {len(unknown)} class folders that training has not, such as {unknown[0]}"
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    sizes: list[int] = []
+    for name in _folders(folder):
+        files = sorted(_files(folder / name, root))
+        paths.extend(path for path, _ in files)
+        sizes.extend(size for _, size in files)
+        labels.extend([labels_of[name]] * len(files))
+    if not paths:
+        raise DataError(f"{folder}: no files in its class folders; expected images")
+    return Images(paths, np.array(labels, dtype=np.int32), np.array(sizes, dtype=np.int64))
+
+
+def _files(directory: Path, root: Path) -> Iterable[tuple[str, int]]:
+    """Relative path and size of every file below a class folder."""
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _files(Path(entry.path), root)
+                elif entry.is_file():
+                    yield os.path.relpath(entry.path, root), entry.stat().st_size
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be listed: {error.strerror}") from None
+
+
+def _check_every_class(folder: Path, images: Images, classes: tuple[str, ...]) -> None:
+    counts = np.bincount(images.labels, minlength=len(classes))
+    empty = [classes[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(
+            f"{folder}: {len(empty)} class folders without files, such as {empty[0]}; fill or "
+            "remove them: every folder becomes a class"
+        )
+
+
+def _carve(
+    train: Images, classes: tuple[str, ...], eval_per_class: int, seed: int
+) -> dict[str, Images]:
+    """Split off ``eval_per_class`` images of every class."""
+    counts = np.bincount(train.labels, minlength=len(classes))
+    small = np.flatnonzero(counts <= eval_per_class)
+    if eval_per_class < 1 or len(small):
+        what = f"; class {classes[small[0]]} has {counts[small[0]]}" if len(small) else ""
+        raise DataError(
+            f"--eval-per-class: expected at least 1 and fewer than every class has, got "
+            f"{eval_per_class}{what}"
+        )
+    draws = np.random.Philox(key=[seed, 1]).random_raw(len(train.paths))
+    by_class = np.lexsort((draws, train.labels))
+    rank_in_class = np.empty(len(by_class), dtype=np.int64)
+    rank_in_class[by_class] = np.arange(len(by_class)) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )
+    chosen = rank_in_class < eval_per_class
+    return {"train": _subset(train, ~chosen), "validation": _subset(train, chosen)}
+
+
+def _subset(images: Images, mask: NDArray[np.bool_]) -> Images:
+    paths = [images.paths[i] for i in np.flatnonzero(mask)]
+    return Images(paths, images.labels[mask], images.sizes[mask])
+
+
+def _class_names(root: Path, file: Path | None) -> dict[str, str]:
+    if file is None:
+        file = root / CLASS_NAMES_FILE
+        if not file.is_file():
+            return {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        identifier, tab, name = line.partition("\t")
+        if not tab or not identifier.strip() or not name.strip():
+            raise DataError(f"{file}:{number}: expected id<TAB>name, got {line[:80]!r}")
+        names[identifier.strip()] = name.strip()
+    return names

@@ -1,0 +1,138 @@
+"""Image files to pixels, without torch: JPEG through libjpeg-turbo, everything else through Pillow.
+
+JPEGs are decoded strictly (a warning of the library counts as failure); what the strict decoder
+refuses, such as CMYK, gets a second chance with Pillow, whose verdict published training follows:
+truncated files are refused by both. Rotation tags (EXIF) are ignored, as in published training.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+PixelArray = NDArray[np.uint8]
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused from their header, before memory is taken for them."""
+
+_JPEG_START = b"\xff\xd8\xff"
+# Naming the formats keeps Pillow from guessing: some of its readers start external programs.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp"}
+_EXTENSIONS |= {"BMP": "bmp", "TIFF": "tif"}
+
+
+class ImageError(ValueError):
+    """Bytes that are not an image we can read; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself before its pixels are decoded.
+
+    Attributes:
+        height: rows.
+        width: columns.
+        extension: file name extension for its content, such as ``jpg``.
+        fast: whether the strict JPEG decoder takes it.
+    """
+
+    height: int
+    width: int
+    extension: str
+    fast: bool
+
+
+def read_header(data: bytes) -> Header:
+    """Read format and size of an image file from its first bytes; nothing large is allocated.
+
+    Raises:
+        ImageError: not an image of a known format, or larger than `MAX_PIXELS`.
+    """
+    header = _jpeg_header(data) or _pillow_header(data)
+    if header.height * header.width > MAX_PIXELS:
+        raise ImageError(
+            f"{header.width} x {header.height} pixels, more than {MAX_PIXELS // 10**6} million"
+        )
+    return header
+
+
+def decode_rgb(data: bytes, header: Header, factor: int = 1) -> PixelArray:
+    """Decode an image file to uint8 [height, width, 3], RGB.
+
+    Args:
+        data: the whole file.
+        header: what `read_header` said about it.
+        factor: reduction wanted: 1 (the full size), 2, 4 or 8; libjpeg-turbo is fast for these
+            only. Only JPEGs honour it, and then the result ``ceil(height / factor)`` rows and
+            ``ceil(width / factor)`` columns.
+
+    Raises:
+        ImageError: the file is damaged or its header lied.
+    """
+    if header.fast:
+        try:
+            return simplejpeg.decode_jpeg(
+                data,
+                "RGB",
+                min_height=-(-header.height // factor),
+                min_width=-(-header.width // factor),
+                min_factor=factor,
+                strict=True,
+            )
+        except ValueError:
+            pass
+    return _pillow_rgb(data)
+
+
+def _jpeg_header(data: bytes) -> Header | None:
+    if not data.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return Header(int(height), int(width), "jpg", fast=colorspace in ("YCbCr", "RGB", "Gray"))
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"not an image (begins with {data[:8]!r})") from None
+    except (OSError, ValueError, SyntaxError, TypeError, OverflowError, EOFError) as error:
+        raise ImageError(f"unreadable header: {_one_line(error)}") from None
+
+
+def _pillow_header(data: bytes) -> Header:
+    image = _open(data)
+    return Header(image.height, image.width, _EXTENSIONS[str(image.format)], fast=False)
+
+
+def _pillow_rgb(data: bytes) -> PixelArray:
+    image = _open(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            if image.mode.startswith("I;16") or image.mode == "I":
+                # Pillow's own conversion clips at 255 and would leave such images white.
+                wide = np.asarray(image).astype(np.int64)
+                image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        raise ImageError(f"damaged: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:150]

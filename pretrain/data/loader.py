@@ -1,0 +1,246 @@
+"""Batches of images, made by worker processes that each know the order by themselves.
+
+The unit of work is one micro-batch of one rank, addressed by its number. A worker computes the
+micro-batch's sample ids from `SampleOrder`, fetches, decodes and crops them, and returns one
+`Batch`. So neither the number of ranks nor of workers changes what is read, and any step can be
+the first. A sample that cannot be used is reported and replaced by the next in order.
+"""
+
+import ctypes
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pretrain.config.schema import AugmentConfig, DataConfig, EvalConfig
+from pretrain.data.batch import Batch, EvalSource, Failure, TrainSource
+from pretrain.data.manifest import Manifest, check_shards
+from pretrain.data.order import SampleOrder
+from pretrain.data.shards import ShardReader
+from pretrain.errors import DataError
+from pretrain.world import World
+
+MIN_SAMPLES_JUDGED = 1000
+"""The share of bad samples is judged over at least this many."""
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 # where torch keeps batches between processes
+_PR_SET_PDEATHSIG = 1
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over batches that owns worker processes; close it, or use it in ``with``."""
+
+    def __init__(
+        self, source: Dataset, numbers: Iterable[int], data: DataConfig, count_bad: "_BadCount"
+    ):
+        workers = data.workers_per_rank
+        self._loader = DataLoader(
+            source,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            prefetch_factor=data.prefetch_batches if workers else None,
+            # Not forkserver: its server dies of the job's signals, and the workers with it.
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_Guard(os.getpid()) if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._batches = iter(self._loader)
+        self._bad = count_bad
+        self._closed = False
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            DataError: more bad samples than the budget allows, or a damaged index.
+        """
+        if self._closed:
+            raise StopIteration
+        batch = next(self._batches)
+        if isinstance(batch, Failure):
+            raise DataError(batch.message)
+        self._bad.add(batch)
+        return batch
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; further iteration yields nothing."""
+        self._closed = True
+        # The iterator of a DataLoader ends its workers when it goes.
+        self._batches = iter(())
+
+
+def train_batches(
+    manifest: Manifest,
+    data: DataConfig,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    image_size: int,
+    global_batch: int,
+    micro_batch: int,
+    accumulation: int,
+    world: World,
+    first_step: int,
+    last_step: int,
+) -> Batches:
+    """This rank's micro-batches of steps ``first_step`` to ``last_step - 1``, in order.
+
+    Every rank calls it, from its main thread, with the same arguments but for ``world``; ranks do
+    not communicate. Step t takes positions t·G to (t + 1)·G of the stream; its micro-batch j of
+    rank r those from t·G + (r·A + j)·m on. Images are cropped, not yet augmented.
+
+    Args:
+        manifest: the shard set.
+        data: its section of the config.
+        augment: for the random crop.
+        seed: the run's seed.
+        image_size: side of the images, pixels.
+        global_batch: G, images of a step over all ranks.
+        micro_batch: m, images of one micro-batch.
+        accumulation: A, micro-batches of a rank in one step.
+        world: this rank's place.
+        first_step: 0-based; samples consumed before it are ``first_step * global_batch``.
+        last_step: where to stop (exclusive).
+
+    Raises:
+        DataError: the split or its shards are missing, or the batch sizes contradict each other.
+    """
+    if micro_batch * accumulation * world.size != global_batch:
+        raise DataError(
+            f"global batch {global_batch}: expected micro-batch * accumulation * ranks = "
+            f"{micro_batch} * {accumulation} * {world.size}"
+        )
+    shards = manifest.split(data.train_split).shards
+    check_shards(manifest, data.train_split)
+    order = SampleOrder(
+        [shard.samples for shard in shards],
+        seed=seed,
+        block_samples=data.block_samples,
+        window_blocks=data.window_blocks,
+    )
+    source = TrainSource(
+        reader=ShardReader(manifest.root, shards, len(manifest.classes)),
+        order=order,
+        image_size=image_size,
+        crop_scale=augment.crop_scale,
+        crop_ratio=augment.crop_ratio,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        world=world,
+    )
+    _check_shared_memory(data, micro_batch, image_size, world)
+    numbers = range(first_step * accumulation, last_step * accumulation)
+    return Batches(source, numbers, data, _BadCount(data.train_split, data.max_bad_fraction))
+
+
+def eval_batches(
+    manifest: Manifest,
+    split_name: str,
+    data: DataConfig,
+    eval: EvalConfig,
+    *,
+    image_size: int,
+    world: World,
+) -> Batches:
+    """This rank's share of a split, in manifest order, each sample on exactly one rank.
+
+    Every rank calls it, from its main thread, and gets the same number of batches of
+    ``eval.batch_size_per_rank`` images; the last ones are padded with ``valid`` False. A sample
+    that cannot be used is reported and not valid, never replaced.
+
+    Raises:
+        DataError: the split or its shards are missing, or images would be smaller than the crop.
+    """
+    if eval.resize is not None and eval.resize < image_size:
+        raise DataError(
+            f"eval.resize: {eval.resize} is smaller than the image size {image_size} that is cut "
+            "out of it; use null to squash"
+        )
+    split = manifest.split(split_name)
+    check_shards(manifest, split_name)
+    size = eval.batch_size_per_rank
+    source = EvalSource(
+        reader=ShardReader(manifest.root, split.shards, len(manifest.classes)),
+        samples=split.samples,
+        image_size=image_size,
+        resize_short_side=eval.resize,
+        batch_size=size,
+        world=world,
+    )
+    _check_shared_memory(data, size, image_size, world)
+    numbers = range(-(-split.samples // (size * world.size)))
+    return Batches(source, numbers, data, _BadCount(split_name, data.max_bad_fraction))
+
+
+def _check_shared_memory(data: DataConfig, batch_size: int, image_size: int, world: World) -> None:
+    """Refuse to start where batches would not fit: a worker would die of SIGBUS in mid-run."""
+    if not data.workers_per_rank or not _SHARED_MEMORY.is_dir():
+        return
+    waiting = (data.workers_per_rank * data.prefetch_batches + 1) * world.local_size
+    needed_mib = waiting * batch_size * 3 * image_size**2 / 2**20
+    free_mib = shutil.disk_usage(_SHARED_MEMORY).free / 2**20
+    if needed_mib > free_mib:
+        raise DataError(
+            f"{_SHARED_MEMORY}: {free_mib:,.0f} MiB free, the loaders of this node need "
+            f"{needed_mib:,.0f} MiB; give the container more shared memory, or lower "
+            "data.workers_per_rank or data.prefetch_batches (0 workers need none)"
+        )
+
+
+class _BadCount:
+    """Counts this rank's bad samples against the budget.
+
+    A rank of a large job sees few samples, so chance alone can put it above the fraction. The
+    budget therefore has a margin of four standard deviations of a Poisson count.
+    """
+
+    def __init__(self, split_name: str, max_fraction: float):
+        self._split_name = split_name
+        self._max_fraction = max_fraction
+        self._read = 0
+        self._bad = 0
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch; `DataError` when the budget is exceeded."""
+        self._read += int(batch.valid.sum()) + len(batch.bad)
+        self._bad += len(batch.bad)
+        expected = self._max_fraction * max(self._read, MIN_SAMPLES_JUDGED)
+        if self._bad > expected + 4 * expected**0.5:
+            raise DataError(
+                f"split {self._split_name!r}: {self._bad} of {self._read} samples read cannot be "
+                f"used, data.max_bad_fraction is {self._max_fraction:g}; the last: "
+                f"{batch.bad[-1]}; mend the shards or raise the limit"
+            )
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """Prepares a worker process: it outlives signals meant for the job, but not its rank."""
+
+    rank_process: int
+
+    def __call__(self, worker: int) -> None:
+        # The rank saves after such a signal and still needs its workers to end in order.
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self.rank_process:
+            os._exit(1)
+        torch.set_num_threads(1)
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

@@ -1,0 +1,314 @@
+"""The manifest of a shard set: which shards there are, what they hold, and what the labels mean.
+
+A shard set is one directory::
+
+    NAME-train-000000.tar        an ordinary WebDataset shard: KEY.cls, KEY.jpg, KEY.json, …
+    NAME-train-000000.idx        one 24-byte record per sample (see `pretrain.data.shards`)
+    NAME-validation-000000.tar   …
+    manifest.json                this module's file; a directory without it is not a shard set
+    _info.json                   the same counts in the form timm's WebDataset reader expects
+
+``manifest.json`` is one object: ``format`` ("swin-pretrain shard set"), ``version`` (1),
+``edition`` (text), ``classes`` (WordNet ids, the position is the label), ``class_names`` (in the
+same order), ``class_order_sha256``, and ``splits``: name → list of shards with ``file``,
+``samples``, ``bytes``, ``sha256`` and ``index_sha256``.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import DataError
+
+MANIFEST_FILE = "manifest.json"
+TIMM_INFO_FILE = "_info.json"
+FORMAT = "swin-pretrain shard set"
+VERSION = 1
+INDEX_RECORD_BYTES = 24
+"""Size of one sample's record in a shard's index."""
+_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file.
+
+    Attributes:
+        file: name inside the directory of the set.
+        samples: images in it.
+        bytes: size of the tar file.
+        sha256: digest of the tar file, hexadecimal.
+        index_sha256: digest of its index, hexadecimal.
+    """
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split, in manifest order: sample ids count through them."""
+
+    name: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        """Images in the split."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the split's tar files together."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A shard set.
+
+    Attributes:
+        root: absolute directory that holds it.
+        edition: what the images are, such as ``imagenet22k-fall11``.
+        classes: WordNet ids; the position of an id is its label.
+        class_names: a readable name per class, the id itself where none is known.
+        splits: name → split.
+    """
+
+    root: Path
+    edition: str
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+
+    @property
+    def class_order_sha256(self) -> str:
+        """Digest of the ordered class list: equal digests mean equal labels."""
+        return class_order_sha256(self.classes)
+
+    def split(self, name: str) -> Split:
+        """The split of that name.
+
+        Raises:
+            DataError: there is none; the message lists those there are.
+        """
+        if name not in self.splits:
+            raise DataError(
+                f"{self.root / MANIFEST_FILE}: no split {name!r}; there are: "
+                f"{', '.join(sorted(self.splits))}"
+            )
+        return self.splits[name]
+
+    def fingerprint(self, split_name: str) -> str:
+        """Digest of the class order and of every shard of the split, in order.
+
+        Equal fingerprints mean that a sample id is the same image with the same label.
+        """
+        shards = [asdict(shard) for shard in self.split(split_name).shards]
+        text = json.dumps([self.class_order_sha256, shards], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def class_order_sha256(classes: Sequence[str]) -> str:
+    """Digest of an ordered class list, hexadecimal."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
+
+
+def index_path(root: Path, shard: Shard) -> Path:
+    """Where the index of a shard lies: beside it, ``.idx`` for ``.tar``."""
+    return (root / shard.file).with_suffix(".idx")
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read and check the manifest of a shard set; the shards themselves are not touched.
+
+    Raises:
+        DataError: the directory or its ``manifest.json`` is missing, unreadable, damaged, of
+            another version, or contradicts itself.
+    """
+    root = Path(directory).expanduser().absolute()
+    path = root / MANIFEST_FILE
+    if not root.is_dir():
+        state = "is a file" if root.exists() else "does not exist"
+        raise DataError(
+            f"{root}: {state}; expected a directory with {MANIFEST_FILE}; build one with "
+            "`python -m data_tools.build imagefolder SOURCE DESTINATION --name NAME`"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: not found, so {root} is not a complete shard set; build one with "
+            "`python -m data_tools.build imagefolder SOURCE DESTINATION --name NAME`"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, not JSON ({error}); build the set again") from None
+    return _parse(document, root, path)
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> None:
+    """Write ``_info.json`` and then, last, ``manifest.json`` into ``directory``, synced to disk.
+
+    Each appears whole or not at all.
+
+    Raises:
+        DataError: the manifest contradicts itself, or the directory cannot be written.
+    """
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "edition": manifest.edition,
+        "class_order_sha256": manifest.class_order_sha256,
+        "classes": list(manifest.classes),
+        "class_names": list(manifest.class_names),
+        "splits": {
+            name: [asdict(shard) for shard in split.shards]
+            for name, split in manifest.splits.items()
+        },
+    }
+    _parse(document, manifest.root, directory / MANIFEST_FILE)
+    try:
+        _write_json(directory / TIMM_INFO_FILE, _timm_info(manifest))
+        _write_json(directory / MANIFEST_FILE, document)
+    except OSError as error:
+        raise DataError(f"{directory}: cannot be written: {error.strerror}") from None
+
+
+def check_shards(manifest: Manifest, split_name: str) -> None:
+    """Check that every shard of the split and its index exist with the size the manifest says.
+
+    Costs two ``stat`` calls per shard; contents are checked when they are read.
+
+    Raises:
+        DataError: one line per disagreement (the first 20, then their number).
+    """
+    problems: list[str] = []
+    for shard in manifest.split(split_name).shards:
+        expected = {
+            manifest.root / shard.file: shard.bytes,
+            index_path(manifest.root, shard): shard.samples * INDEX_RECORD_BYTES,
+        }
+        for path, expected_bytes in expected.items():
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                problems.append(f"{path}: {error.strerror}; copy it here again")
+                continue
+            if found != expected_bytes:
+                problems.append(
+                    f"{path}: {found:,} bytes, the manifest says {expected_bytes:,}; "
+                    "copy it here again"
+                )
+    if problems:
+        more = len(problems) - _PROBLEMS_SHOWN
+        shown = problems[:_PROBLEMS_SHOWN] + ([f"… and {more} more such files"] if more > 0 else [])
+        raise DataError("\n".join(shown))
+
+
+def _timm_info(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.edition,
+        "splits": {
+            name: {
+                "name": name,
+                "num_samples": split.samples,
+                "filenames": [shard.file for shard in split.shards],
+                "shard_lengths": [shard.samples for shard in split.shards],
+            }
+            for name, split in manifest.splits.items()
+        },
+    }
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(document, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class _ContradictionError(Exception):
+    """What is wrong inside a manifest."""
+
+
+def _parse(document: object, root: Path, path: Path) -> Manifest:
+    try:
+        return _manifest(document, root)
+    except _ContradictionError as error:
+        raise DataError(f"{path}: damaged: {error}; build or copy the set again") from None
+
+
+def _manifest(document: object, root: Path) -> Manifest:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise _ContradictionError(f'expected an object with "format": "{FORMAT}"')
+    if document.get("version") != VERSION:
+        raise _ContradictionError(f"version {document.get('version')!r}, expected {VERSION}")
+    edition = document.get("edition")
+    if not isinstance(edition, str) or not edition:
+        raise _ContradictionError(f"edition: expected text, got {edition!r}")
+    classes = _texts(document, "classes")
+    class_names = _texts(document, "class_names")
+    if len(set(classes)) != len(classes):
+        raise _ContradictionError("classes: some id stands there twice")
+    if len(class_names) != len(classes):
+        raise _ContradictionError(f"{len(class_names)} class_names for {len(classes)} classes")
+    if document.get("class_order_sha256") != class_order_sha256(classes):
+        raise _ContradictionError("class_order_sha256 is not the digest of classes")
+    splits = document.get("splits")
+    if not isinstance(splits, dict) or not splits:
+        raise _ContradictionError("splits: expected an object with at least one split")
+    return Manifest(
+        root=root,
+        edition=edition,
+        classes=classes,
+        class_names=class_names,
+        splits={name: _split(name, shards) for name, shards in splits.items()},
+    )
+
+
+def _texts(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    values = document.get(key)
+    if not isinstance(values, list) or not values:
+        raise _ContradictionError(f"{key}: expected a list of texts")
+    for value in values:
+        if not isinstance(value, str) or not value:
+            raise _ContradictionError(f"{key}: expected texts, got {value!r}")
+    return tuple(values)
+
+
+def _split(name: str, shards: object) -> Split:
+    if not isinstance(shards, list) or not shards:
+        raise _ContradictionError(f"splits.{name}: expected a list of shards")
+    split = Split(name, tuple(_shard(f"splits.{name}[{i}]", s) for i, s in enumerate(shards)))
+    if len({shard.file for shard in split.shards}) != len(split.shards):
+        raise _ContradictionError(f"splits.{name}: some file stands there twice")
+    return split
+
+
+def _shard(where: str, value: object) -> Shard:
+    if not isinstance(value, dict) or set(value) != set(Shard.__dataclass_fields__):
+        raise _ContradictionError(f"{where}: expected {', '.join(Shard.__dataclass_fields__)}")
+    for key in ("samples", "bytes"):
+        if type(value[key]) is not int or value[key] < 1:
+            raise _ContradictionError(
+                f"{where}.{key}: expected a count above 0, got {value[key]!r}"
+            )
+    for key in ("file", "sha256", "index_sha256"):
+        if not isinstance(value[key], str):
+            raise _ContradictionError(f"{where}.{key}: expected text, got {value[key]!r}")
+    # A name that leads out of the directory would make a copied manifest read other files.
+    if Path(value["file"]).name != value["file"] or not value["file"].endswith(".tar"):
+        raise _ContradictionError(f"{where}.file: expected a plain name.tar, got {value['file']!r}")
+    return Shard(**value)

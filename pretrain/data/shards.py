@@ -1,0 +1,184 @@
+"""Fetches the bytes of one sample out of its shard, and makes sure they are the right ones.
+
+Beside every shard lies its index: one little-endian record of 24 bytes per sample, in the order of
+the samples in the tar (`INDEX_DTYPE`; ``numpy.fromfile(path, INDEX_DTYPE)`` reads it). A read
+fetches the tar header of the image's member together with its bytes and compares the header's
+name and size and the checksum of the bytes with the record, so neither a stale index nor a flipped
+bit can pass for an image.
+"""
+
+import hashlib
+import os
+import resource
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.data.manifest import INDEX_RECORD_BYTES, Shard, index_path
+from pretrain.errors import DataError
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),  # of the image's bytes in the tar; its header is the 512 bytes before
+        ("bytes", "<u4"),  # of the image
+        ("label", "<i4"),  # position in the manifest's class list
+        ("name_crc32", "<u4"),  # of the member's name, UTF-8
+        ("data_crc32", "<u4"),  # of the image's bytes
+    ]
+)
+if INDEX_DTYPE.itemsize != INDEX_RECORD_BYTES:
+    raise ImportError(f"index record: {INDEX_DTYPE.itemsize} bytes, not {INDEX_RECORD_BYTES}")
+
+TAR_BLOCK_BYTES = 512
+_READ_ATTEMPTS = 3
+_FILES_KEPT_FREE = 256
+_MOST_OPEN = 8192
+
+
+class BadSampleError(Exception):
+    """A sample that cannot be used; the message is the reason, the loader replaces the sample."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as stored: the file bytes of the image, its label, its key in the shard."""
+
+    data: bytes
+    label: int
+    key: str
+
+
+@dataclass
+class _OpenShard:
+    file: int
+    records: NDArray[np.void]
+
+
+class ShardReader:
+    """Reads samples by their id; shards are opened when first needed and few are kept open.
+
+    Args:
+        root: directory of the shard set.
+        shards: the split's shards, in manifest order.
+        num_classes: labels at or above it are refused.
+    """
+
+    def __init__(self, root: Path, shards: Sequence[Shard], num_classes: int):
+        self.root = root
+        self._shards = shards
+        self._num_classes = num_classes
+        self._ends = np.cumsum([shard.samples for shard in shards])
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def locate(self, sample_id: int) -> tuple[Shard, int]:
+        """The shard that holds a sample, and the sample's position in it."""
+        number, position = self._find(sample_id)
+        return self._shards[number], position
+
+    def read(self, sample_id: int) -> Sample:
+        """Fetch one sample.
+
+        Raises:
+            BadSampleError: its bytes are missing, cannot be read, or are not those indexed.
+            DataError: the shard's index is damaged.
+        """
+        number, position = self._find(sample_id)
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            try:
+                opened = self._opened(number)
+                record = opened.records[position]
+                length = TAR_BLOCK_BYTES + int(record["bytes"])
+                raw = _read_fully(opened.file, length, int(record["offset"]) - TAR_BLOCK_BYTES)
+            except OSError as error:
+                # Network file systems recover; a new descriptor is needed after a stale handle.
+                self._close(number)
+                if attempt == _READ_ATTEMPTS:
+                    raise BadSampleError(f"cannot be read: {error.strerror}") from None
+                time.sleep(0.05 * 10 ** (attempt - 1))
+            else:
+                return self._checked(raw, record)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close every shard."""
+        for number in list(self._open):
+            self._close(number)
+
+    def _find(self, sample_id: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self._ends, sample_id, side="right"))
+        return number, int(sample_id - self._ends[number]) + self._shards[number].samples
+
+    def _checked(self, raw: bytes, record: np.void) -> Sample:
+        data = raw[TAR_BLOCK_BYTES:]
+        if len(data) != record["bytes"]:
+            raise BadSampleError("the shard ends before it")
+        header = raw[:TAR_BLOCK_BYTES]
+        name = header[:100].rstrip(b"\0")
+        size = header[124:136].rstrip(b"\0 ")
+        if zlib.crc32(name) != record["name_crc32"] or size != b"%011o" % record["bytes"]:
+            raise BadSampleError("the index does not belong to the shard")
+        if zlib.crc32(data) != record["data_crc32"]:
+            raise BadSampleError("its bytes have changed since it was packed")
+        label = int(record["label"])
+        if not 0 <= label < self._num_classes:
+            raise BadSampleError(f"label {label}, expected 0 to {self._num_classes - 1}")
+        return Sample(data=data, label=label, key=name.decode().rpartition(".")[0])
+
+    def _opened(self, number: int) -> _OpenShard:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        while len(self._open) >= _most_open():
+            self._close(next(iter(self._open)))
+        shard = self._shards[number]
+        records = read_index(self.root, shard)
+        opened = _OpenShard(os.open(self.root / shard.file, os.O_RDONLY | os.O_CLOEXEC), records)
+        self._open[number] = opened
+        return opened
+
+    def _close(self, number: int) -> None:
+        opened = self._open.pop(number, None)
+        if opened is not None:
+            os.close(opened.file)
+
+
+def _most_open() -> int:
+    """Shards that may be open; each costs two descriptors, a memory map keeps one of its own."""
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(_MOST_OPEN, (soft_limit - _FILES_KEPT_FREE) // 2))
+
+
+def read_index(root: Path, shard: Shard) -> NDArray[np.void]:
+    """Map the index of a shard: `INDEX_DTYPE` [samples], read-only.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        DataError: it is not the one the manifest was written with.
+    """
+    path = index_path(root, shard)
+    try:
+        records = np.memmap(path, dtype=INDEX_DTYPE, mode="r")
+    except ValueError as error:
+        raise DataError(f"{path}: index damaged: {error}; copy it here again") from None
+    if hashlib.sha256(records.data).hexdigest() != shard.index_sha256:
+        raise DataError(
+            f"{path}: index damaged: its sha256 is not the manifest's; copy it here again"
+        )
+    return records
+
+
+def _read_fully(file: int, count: int, offset: int) -> bytes:
+    """``pread`` until ``count`` bytes or the end of the file."""
+    data = os.pread(file, count, offset)
+    while len(data) < count:
+        more = os.pread(file, count - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
