@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-POINTS_MAX = 600
+POINTS_MAX = 240
 """Most points of a line; longer series show the mean of each bin and, shaded, its range."""
 LABELLED_ATTEMPTS_MAX = 12
 
@@ -55,16 +55,17 @@ class Chart:
     from_zero: bool = False
 
 
-def draw(chart: Chart, attempt_starts: Sequence[tuple[int, int]]) -> str:
+def draw(chart: Chart, last_step: int, attempt_starts: Sequence[tuple[int, int]]) -> str:
     """Draw a chart as one ``<svg>`` element without fixed size, fonts or colours.
 
     Args:
-        chart: what to draw; a chart without points is an empty frame.
+        chart: what to draw.
+        last_step: where the axis ends; it starts at 0.
         attempt_starts: (attempt, first recorded step) of every attempt after the first.
     """
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": 9}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         _dress(axes, chart)
@@ -73,6 +74,7 @@ def draw(chart: Chart, attempt_starts: Sequence[tuple[int, int]]) -> str:
         _mark_attempts(axes, attempt_starts)
         if len(chart.lines) > 1:
             axes.legend(frameon=False, labelcolor=INK, loc="best")
+        axes.set_xlim(0, last_step)
         if chart.from_zero:
             axes.set_ylim(bottom=0)
         file = io.StringIO()

@@ -1,6 +1,7 @@
 """report.html: one run on one page, from its files alone; needs no network to be read."""
 
 import html
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,8 +51,8 @@ def report_html(run: RunDirectory) -> str:
         _section(
             "Evaluations", _evaluations(records), folded=len(_with(records, "eval/images")) > 8
         ),
-        _section("Attempts", _attempts(records, events, read_lines(run.attempts_path))),
-        _section("Events", _events(events)),
+        _section("Attempts", _attempts(records, events, progress, run)),
+        _section("Events, newest first", _events(events)),
         _section("Reproduce", _code(_command(run))),
         _section("Config", _code(_text(run.config_path)), folded=True),
         _section("Plan", _code(_text(run.plan_path)), folded=True),
@@ -101,12 +102,15 @@ def _curves(records: Records) -> str:
     for record in records:
         first_steps.setdefault(int(record.get("attempt", 1)), record["step"])
     starts = list(first_steps.items())[1:]
-    figures = [
-        f"<figure><figcaption>{html.escape(chart.title)}</figcaption>{draw(chart, starts)}</figure>"
-        for chart in _charts(records)
-    ]
-    if not figures:
+    charts = _charts(records)
+    if not charts:
         return "<p>Nothing was recorded yet.</p>"
+    last_step = records[-1]["step"]
+    figures = [
+        f"<figure><figcaption>{html.escape(chart.title)}</figcaption>"
+        f"{draw(chart, last_step, starts)}</figure>"
+        for chart in charts
+    ]
     note = "<p><small>Dashed lines: where a later attempt took over.</small></p>" if starts else ""
     return f'<div class="curves">{"".join(figures)}</div>{note}'
 
@@ -152,8 +156,14 @@ def _evaluations(records: Records) -> str:
     return _table(("step", "top-1", "top-5", "loss", "images"), rows, numbers=True)
 
 
-def _attempts(records: Records, events: Records, ledger: Records) -> str:
-    ends = {line.get("attempt"): line for line in ledger if line.get("event") == "end"}
+def _attempts(
+    records: Records, events: Records, progress: Mapping[str, Any], run: RunDirectory
+) -> str:
+    # The supervisor notes an end after this is written: the newest attempt speaks for itself.
+    ends: dict[Any, Any] = {progress.get("attempt"): {"outcome": progress.get("state")}}
+    for line in read_lines(run.attempts_path):
+        if line.get("event") == "end":
+            ends[line.get("attempt")] = line
     steps: dict[int, list[int]] = {}
     for record in records:
         steps.setdefault(int(record.get("attempt", 1)), []).append(record["step"])
@@ -242,7 +252,7 @@ def _section(title: str, content: str, *, folded: bool = False) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
-    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    lines = [f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows]
     if not lines:
         return ""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
@@ -251,6 +261,11 @@ def _table(head: Iterable[str], rows: Iterable[Sequence[str]], *, numbers: bool 
         f'<div class="wide"><table{kind}><thead><tr>{top}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _cell(text: str) -> str:
+    kind = ' class="time"' if re.fullmatch(r"\d{4}-\d\d-\d\d [\d:]{8}", text) else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
 
 
 def _code(text: str) -> str:

@@ -28,7 +28,7 @@ small { color: var(--ink-soft); }
 .state.stopped { color: var(--bad); }
 .tiles {
   display: grid; gap: 12px; margin: 20px 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 180px), 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 145px), 1fr));
 }
 .tiles > div, figure {
   background: var(--card); border: 1px solid var(--grid); border-radius: 8px; padding: 12px 14px;
@@ -38,7 +38,7 @@ dd { margin: 0; font-size: 24px; font-weight: 600; line-height: 1.3; overflow-wr
 dd small { font-size: 13px; font-weight: 400; }
 .curves {
   display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr));
 }
 figure { margin: 0; }
 figcaption { font-weight: 600; font-size: 14px; }
@@ -49,7 +49,8 @@ table { border-collapse: collapse; font-size: 13.5px; min-width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; }
 th { color: var(--ink-soft); font-weight: 500; }
 tr + tr td, tbody tr td { border-top: 1px solid var(--grid); }
-td { overflow-wrap: anywhere; min-width: 5.5em; }
+td { overflow-wrap: break-word; }
+.time { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .numbers td, .numbers th { text-align: right; font-variant-numeric: tabular-nums; }
 pre {
   background: var(--card); border: 1px solid var(--grid); border-radius: 8px;
