@@ -1,0 +1,110 @@
+"""``python -m pretrain --config NAME [key=value …]``: train in the processes this is started in."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.config.load import expand_chain, load_run
+from pretrain.config.schema import RunConfig
+from pretrain.errors import ConfigError, run_command
+from pretrain.plan.derive import make_plan
+from pretrain.plan.render import render
+from pretrain.plan.resources import gpus_here, resources_of_world
+from pretrain.preflight import (
+    check_initial_weights,
+    check_output,
+    free_disk_bytes,
+    manifest_if_built,
+    require_manifest,
+)
+from pretrain.run_directory import RunDirectory
+from pretrain.world import World, world_from_environment
+
+ATTEMPT_VARIABLE = "PRETRAIN_ATTEMPT"
+"""Set by the supervisor: which life of the run this is."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, alone or as one of the ranks that torchrun or ``srun`` started; return the exit code.
+
+    Raises:
+        PretrainError: bad input, before anything is written.
+    """
+    options = _parser().parse_args(arguments)
+    world = world_from_environment()
+    if options.run is None:
+        names = expand_chain([options.config])
+        if len(names) > 1:
+            raise ConfigError(
+                f"--config {options.config}: a chain of {', '.join(names)}; "
+                "train one of them here, or use launch/slurm.py"
+            )
+        config = load_run(names[0], options.overrides, run_name=options.name)
+        run = RunDirectory(Path(config.runs_dir) / config.name)
+    else:
+        run = RunDirectory(options.run)
+        config = run.read_config()
+    if options.plan:
+        print(_plan_text(config, world))
+        return 0
+    return _train(run, config, world, create=options.run is None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain",
+        description="Train in the processes this is started in: alone, under torchrun or srun.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="NAME", help="a file in configs/, or a path to one")
+    what.add_argument("--run", metavar="DIR", help="take up an existing run directory")
+    parser.add_argument("--name", help="name of the run (default: the config's)")
+    parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optim.lr=1e-3")
+    return parser
+
+
+def _plan_text(config: RunConfig, world: World) -> str:
+    resources = resources_of_world(world, config.cluster, gpus_here())
+    manifest = manifest_if_built(config)
+    plan = make_plan(config, manifest, resources, free_disk_bytes=free_disk_bytes(config))
+    return render(config, plan)
+
+
+def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) -> int:
+    manifest = require_manifest(config)
+    resources = resources_of_world(world, config.cluster, gpus_here())
+    plan = make_plan(config, manifest, resources, free_disk_bytes=free_disk_bytes(config))
+    check_initial_weights(config)
+    check_output(config)
+    run.check(config)
+
+    # Only now is torch worth its seconds.
+    from pretrain import dist
+    from pretrain.train import Job, device_of, train
+
+    attempt = int(os.environ.get(ATTEMPT_VARIABLE, "0")) or next_attempt(run)
+    job = Job(run, config, plan, manifest, world, attempt)
+    dist.initialize(world, device_of(job), config.engine.collective_timeout_seconds)
+    if create and world.rank == 0:
+        run.create(config, plan.to_json())
+        print(render(config, plan), flush=True)
+    dist.barrier()
+    outcome = train(job)
+    dist.shutdown()
+    if world.rank == 0:
+        print(f"{outcome}: {run.path}", flush=True)
+    return 0
+
+
+def next_attempt(run: RunDirectory) -> int:
+    """Return the number after the last attempt that left a directory."""
+    if not run.attempts_dir.is_dir():
+        return 1
+    numbers = [int(entry.name) for entry in run.attempts_dir.iterdir() if entry.name.isdigit()]
+    return max(numbers, default=0) + 1
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,404 @@
+"""The one composition root: builds the parts of a run, connects them, and runs the loop.
+
+Read `run_steps` first; everything above it is preparation and everything below it is one verb of
+the loop. Every function here is called by every rank.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pretrain import dist
+from pretrain.augment.pipeline import Augment, normalize
+from pretrain.checkpoint.resume import CheckpointReader, newest_valid_for_all
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.schema import RunConfig
+from pretrain.convert.export import read_weights, write_export
+from pretrain.data.loader import Batch, eval_batches, train_batches
+from pretrain.data.manifest import Manifest
+from pretrain.engine.engine import Engine
+from pretrain.engine.schedule import learning_rate
+from pretrain.errors import CheckpointError
+from pretrain.evaluate.classification import evaluate
+from pretrain.metrics.clock import Clock
+from pretrain.metrics.meter import Meter, peak_memory_gib
+from pretrain.metrics.recorder import Recorder
+from pretrain.metrics.report import write_report
+from pretrain.models.build import build
+from pretrain.models.swin import Swin
+from pretrain.models.transfer import transfer
+from pretrain.plan.derive import Plan
+from pretrain.preflight import initial_weights_path
+from pretrain.run_directory import RunDirectory, learning_sha256, replace_text
+from pretrain.stop import StopRequest
+from pretrain.world import World
+
+
+@dataclass(frozen=True)
+class Job:
+    """What this process is to do, before torch does anything.
+
+    Attributes:
+        run: the run's directory, existing.
+        config: the run's config.
+        plan: what follows from it at this world size.
+        manifest: of the data.
+        world: this process's place.
+        attempt: number of this life of the run, from 1.
+    """
+
+    run: RunDirectory
+    config: RunConfig
+    plan: Plan
+    manifest: Manifest
+    world: World
+    attempt: int
+
+
+@dataclass
+class Parts:
+    """The parts of a run, connected; only this file holds them together."""
+
+    job: Job
+    device: torch.device
+    augment: Augment
+    engine: Engine
+    store: CheckpointStore
+    recorder: Recorder
+    clock: Clock
+    meter: Meter
+    stop: StopRequest
+    bad_samples: list[str] = field(default_factory=list)
+
+
+def train(job: Job) -> str:
+    """Train from the newest checkpoint, or the start, to the end. Every rank.
+
+    After `pretrain.dist.initialize`. Rank zero leaves the outcome in the attempt's directory.
+
+    Returns:
+        ``done``, or ``stopped`` where a signal asked for it and everything is saved.
+
+    Raises:
+        PretrainError: something a person must mend; every other error is a defect.
+    """
+    stop = StopRequest()
+    device = device_of(job)
+    torch.set_num_threads(_threads(job))
+    with ExitStack() as stack:
+        reader = find_checkpoint(job)
+        first_step = 0 if reader is None else reader.step
+        recorder = stack.enter_context(
+            Recorder(
+                job.run,
+                job.config,
+                rank=job.world.rank,
+                attempt=job.attempt,
+                resume_step=first_step,
+                total_steps=job.plan.total_steps,
+                steps_per_epoch=job.plan.steps_per_epoch,
+            )
+        )
+        recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
+        parts = connect(job, device, recorder, stop, fresh=reader is None)
+        stack.callback(parts.engine.close)
+        if reader is not None:
+            restore(parts, reader)
+        outcome = run_steps(parts, first_step)
+        if outcome == "done":
+            finish(parts)
+        recorder.event(outcome)
+    leave_outcome(job, outcome)
+    return outcome
+
+
+def device_of(job: Job) -> torch.device:
+    """Return where this rank computes."""
+    cuda = job.plan.device == "cuda"
+    return torch.device("cuda", job.world.local_rank) if cuda else torch.device("cpu")
+
+
+def find_checkpoint(job: Job) -> CheckpointReader | None:
+    """Return the newest sound checkpoint of the run, or None before the first.
+
+    Raises:
+        CheckpointError: there are checkpoints but none is sound, or the data has changed.
+    """
+    directory = job.run.checkpoints_dir
+    reader, refusals = newest_valid_for_all(directory, rank=job.world.rank)
+    if reader is None and refusals:
+        lines = [f"{directory}: no checkpoint is sound; move them away to start over", *refusals]
+        raise CheckpointError("\n".join(lines))
+    if reader is not None and reader.state["data"] != _data_fingerprint(job):
+        raise CheckpointError(
+            f"{reader.directory}: was trained on other shards than {job.manifest.root} holds now; "
+            "restore them, or start another run (--name)"
+        )
+    return reader
+
+
+def connect(
+    job: Job, device: torch.device, recorder: Recorder, stop: StopRequest, *, fresh: bool
+) -> Parts:
+    """Build every part; ``fresh`` weights come from ``init_from`` where the config has one."""
+    config, plan = job.config, job.plan
+    torch.manual_seed(config.seed)
+    model = build(config.model, config.engine.activation_checkpointing)
+    if fresh and job.world.rank == 0:
+        load_initial_weights(job, model, recorder)
+    engine = Engine(
+        model,
+        engine=config.engine,
+        optim=config.optim,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        device=device,
+        world=job.world,
+    )
+    return Parts(
+        job=job,
+        device=device,
+        augment=Augment(config.augment, num_classes=plan.num_classes, seed=config.seed),
+        engine=engine,
+        store=CheckpointStore(
+            job.run.checkpoints_dir, world=job.world, keep_last=config.checkpoint.keep_last
+        ),
+        recorder=recorder,
+        clock=Clock(
+            global_batch=plan.global_batch,
+            total_steps=plan.total_steps,
+            evaluate_every_steps=plan.eval_every_steps if plan.eval_samples else None,
+            save_every_steps=config.checkpoint.every_steps,
+        ),
+        meter=Meter(),
+        stop=stop,
+    )
+
+
+def load_initial_weights(job: Job, model: Swin, recorder: Recorder) -> None:
+    """Start from ``init_from``: tables resized to the window, head rows picked by WordNet id."""
+    path = initial_weights_path(job.config)
+    if path is None:
+        return
+    source = read_weights(path)
+    report = transfer(source.tensors, source.classes, model, job.manifest.classes)
+    recorder.event("initial_weights", source=str(path), changes="; ".join(report.lines()))
+
+
+def restore(parts: Parts, reader: CheckpointReader) -> None:
+    """Take up the state of a checkpoint."""
+    state = reader.state
+    parts.engine.load_fragments(reader.read, **state["engine"])
+    parts.clock.load_state(state["clock"])
+    parts.meter.load_state(state["meter"], parts.job.world.rank)
+    parts.recorder.event("resumed", checkpoint=reader.directory.name)
+
+
+def run_steps(parts: Parts, first_step: int) -> str:
+    """Train from step ``first_step`` (0-based) to the end, or to a request to stop."""
+    config, plan = parts.job.config, parts.job.plan
+    batches = training_batches(parts, first_step)
+    with batches:
+        stream = parts.clock.waiting(batches)
+        for step in range(first_step, plan.total_steps):
+            with parts.clock.phase("step"):
+                lr = rate(parts, step)
+                result = parts.engine.train_step(micro_batches(parts, stream, step), lr)
+            parts.meter.add(result, len(parts.bad_samples))
+            done, last = step + 1, step + 1 == plan.total_steps
+            if done % config.log.every_steps == 0 or last:
+                record(parts, done, lr)
+            if plan.eval_samples and (done % plan.eval_every_steps == 0 or last):
+                measure_accuracy(parts, done)
+            reason = None if last else parts.stop.agreed()
+            if done % config.checkpoint.every_steps == 0 or last or reason:
+                save(parts, done, must=last or reason is not None)
+            if reason:
+                parts.recorder.event("stop_requested", signal=reason, step=done)
+                parts.recorder.progress(done, "stopped")
+                return "stopped"
+            parts.recorder.progress(done, "training")
+    return "done"
+
+
+def training_batches(parts: Parts, first_step: int):  # noqa: ANN201 - the loader's own type
+    """Return the loader of every micro-batch of this rank from a step on."""
+    job = parts.job
+    return train_batches(
+        job.manifest,
+        job.config.data,
+        job.config.augment,
+        seed=job.config.seed,
+        image_size=job.config.model.image_size,
+        global_batch=job.plan.global_batch,
+        micro_batch=job.plan.micro_batch,
+        accumulation=job.plan.accumulation,
+        world=job.world,
+        first_step=first_step,
+        last_step=job.plan.total_steps,
+    )
+
+
+def micro_batches(
+    parts: Parts, stream: Iterator[Batch], step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield this rank's augmented micro-batches of a step, each made when it is asked for."""
+    plan, rank = parts.job.plan, parts.job.world.rank
+    parts.bad_samples = []
+    for number in range(rank * plan.accumulation, (rank + 1) * plan.accumulation):
+        batch = next(stream)
+        parts.bad_samples += [str(bad) for bad in batch.bad]
+        # Drop path draws from torch: the same at any resume, different in every micro-batch.
+        torch.manual_seed(_stream_seed(parts.job.config.seed, step, number))
+        yield parts.augment(
+            batch.images.to(parts.device, non_blocking=True),
+            batch.labels.to(parts.device, non_blocking=True),
+            batch.seeds,
+            step=step,
+            first_group=number * plan.micro_batch // parts.job.config.augment.mix_group,
+        )
+
+
+def rate(parts: Parts, step: int) -> float:
+    """Return the learning rate of a step."""
+    plan = parts.job.plan
+    return learning_rate(
+        step,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        peak=plan.peak_lr,
+        start=plan.warmup_lr,
+        floor=plan.min_lr,
+        kind=parts.job.config.schedule.kind,
+    )
+
+
+def record(parts: Parts, done: int, lr: float) -> None:
+    """Write the numbers of the interval that ends after ``done`` steps."""
+    plan = parts.job.plan
+    values = parts.meter.read()
+    values |= parts.clock.read()
+    values["train/learning_rate"] = lr
+    values["train/epoch"] = done / plan.steps_per_epoch
+    values["data/samples_consumed"] = done * plan.global_batch
+    values["memory/peak_gib"] = peak_memory_gib(parts.device)
+    parts.recorder.write(done, values, eta_seconds=parts.clock.eta_seconds(done))
+
+
+def measure_accuracy(parts: Parts, done: int) -> None:
+    """Evaluate the split that the config names and write the result."""
+    job = parts.job
+    split = job.config.data.eval_split
+    assert split is not None  # noqa: S101 - the plan counted its samples
+    settings = job.config.augment
+    parts.recorder.progress(done, "evaluating")
+    with parts.clock.phase("evaluation"):
+        batches = eval_batches(
+            job.manifest,
+            split,
+            job.config.data,
+            job.config.eval,
+            image_size=job.config.model.image_size,
+            world=job.world,
+        )
+        with batches:
+            result = evaluate(
+                parts.engine.logits,
+                batches,
+                lambda images: normalize(images, settings.mean, settings.std),
+                device=parts.device,
+            )
+    parts.recorder.write(done, result.metrics())
+
+
+def save(parts: Parts, done: int, *, must: bool) -> None:
+    """Save the state after ``done`` steps; one that ``must`` be saved is not passed over.
+
+    A periodic save that fails (a full disk) leaves the older checkpoints whole: training goes on
+    and the event says so.
+    """
+    parts.recorder.progress(done, "saving")
+    parts.recorder.sync()
+    with parts.clock.phase("save"):
+        try:
+            parts.store.save(
+                done,
+                parts.engine.fragments(),
+                shapes=parts.engine.parameter_shapes(),
+                state={
+                    "engine": parts.engine.state(),
+                    "clock": parts.clock.state(),
+                    "meter": parts.meter.state(),
+                    "data": _data_fingerprint(parts.job),
+                },
+                samples_consumed=done * parts.job.plan.global_batch,
+                config_sha256=learning_sha256(parts.job.config),
+                classes=parts.job.manifest.classes,
+            )
+        except CheckpointError as error:
+            if must:
+                raise
+            parts.recorder.event("checkpoint_failed", step=done, reason=str(error))
+            return
+    parts.recorder.progress(done, "saving", last_checkpoint_step=done)
+
+
+def finish(parts: Parts) -> None:
+    """Export the weights and write the report."""
+    job = parts.job
+    weights = parts.engine.full_weights()
+    if job.world.rank == 0:
+        write_export(
+            job.run.export_dir,
+            weights,
+            model=job.config.model,
+            classes=job.manifest.classes,
+            class_names=job.manifest.class_names,
+            preprocessing={
+                "image_size": job.config.model.image_size,
+                "resize": job.config.eval.resize,
+                "mean": job.config.augment.mean,
+                "std": job.config.augment.std,
+            },
+            provenance={
+                "run": job.config.name,
+                "step": job.plan.total_steps,
+                "samples_consumed": job.plan.total_steps * job.plan.global_batch,
+                "config_sha256": learning_sha256(job.config),
+                "edition": job.manifest.edition,
+            },
+        )
+        parts.recorder.event("exported", directory=str(job.run.export_dir))
+        parts.recorder.sync()
+        write_report(job.run)
+    parts.recorder.progress(job.plan.total_steps, "done")
+
+
+def leave_outcome(job: Job, outcome: str) -> None:
+    """Tell the supervisor how this attempt ended, after everything else is on the disk."""
+    if job.world.rank == 0:
+        path = job.run.outcome_path(job.attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps({"outcome": outcome}) + "\n")
+    dist.barrier()
+
+
+def _threads(job: Job) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return job.config.engine.threads_per_rank or max(1, cores // job.world.local_size)
+
+
+def _data_fingerprint(job: Job) -> str:
+    return job.manifest.fingerprint(job.config.data.train_split)
+
+
+def _stream_seed(*numbers: int) -> int:
+    """Hash integers into a seed; neighbours must not give related streams."""
+    text = ",".join(str(number) for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

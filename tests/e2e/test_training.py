@@ -1,0 +1,164 @@
+"""``python -m pretrain`` as its users run it: real shards, real ranks, real deaths."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint.resume import newest_valid
+
+CONFIG = """\
+data: {{path: {shards}, workers_per_rank: 1}}
+model: {{variant: swin_t, embed_dim: 16, depths: [1, 1, 2, 1], heads: [1, 2, 4, 8],
+         image_size: 32, window_size: 4, num_classes: {classes}, drop_path: 0.1}}
+optim: {{lr: 1.0e-3}}
+schedule: {{epochs: 2, warmup_epochs: 0.5}}
+batch: {{global_size: 16, micro_size_max: 4}}
+augment: {{mix_group: 4}}
+eval: {{resize: 36, batch_size_per_rank: 16}}
+checkpoint: {{every_steps: 4, keep_last: 2}}
+log: {{every_steps: 2}}
+wandb: {{mode: disabled}}
+engine: {{precision: fp32, threads_per_rank: 1}}
+cluster: {{device: cpu}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path, small_shards):
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG.format(shards=small_shards.path, classes=small_shards.classes))
+    return path
+
+
+def start(config: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen[str]:
+    """Start training under torchrun, or alone."""
+    command = [sys.executable, "-m"]
+    if ranks > 1:
+        command += ["torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", "-m"]
+    command += ["pretrain", "--config", str(config), *overrides]
+    return subprocess.Popen(
+        command,
+        cwd=config.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def train(config: Path, *overrides: str, ranks: int = 1) -> str:
+    process = start(config, *overrides, ranks=ranks)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def records(run: Path) -> list[dict]:
+    """The record without what differs between any two runs: times and memory."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = ("time", "attempt", "perf/", "memory/")
+    return [
+        {key: value for key, value in line.items() if not key.startswith(measured)}
+        for line in lines
+    ]
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    reader, refusals = newest_valid(run / "checkpoints")
+    assert reader is not None, refusals
+    return {
+        f"{kind}|{name}": reader.full(kind, name)
+        for kind in ("master", "exp_avg", "exp_avg_sq")
+        for name in reader.shapes
+    }
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def test_a_killed_run_resumes_to_the_bit(config, tmp_path):
+    train(config, "name=twin")
+    twin = tmp_path / "runs" / "twin"
+
+    process = start(config, "name=killed")
+    killed = tmp_path / "runs" / "killed"
+    wait_for(killed / "checkpoints" / "step_00000004", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    output = train(config, "name=killed")
+
+    assert "resumed: checkpoint step_000000" in output
+    assert records(killed) == records(twin)
+    twin_state, killed_state = final_state(twin), final_state(killed)
+    assert twin_state.keys() == killed_state.keys()
+    for key, value in twin_state.items():
+        assert torch.equal(value, killed_state[key]), key
+
+
+def test_a_signal_saves_and_the_next_start_goes_on(config, tmp_path):
+    process = start(config, "checkpoint.every_steps=100000", "schedule.epochs=40")
+    run = tmp_path / "runs" / "small"
+    wait_for(run / "metrics.jsonl", process)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "stop requested: signal SIGTERM" in output
+    progress = json.loads((run / "progress.json").read_text())
+    assert progress["state"] == "stopped"
+    assert progress["last_checkpoint_step"] == progress["step"] > 0
+
+
+def test_two_ranks_learn_what_one_does_and_one_continues_what_two_began(config, tmp_path):
+    train(config, "name=one")
+    train(config, "name=two", "engine.zero_stage=2", ranks=2)
+    one, two = records(tmp_path / "runs" / "one"), records(tmp_path / "runs" / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    # Drop path and reduction order aside, both saw the same pixels and targets in each step.
+    assert one[0]["train/loss"] == pytest.approx(two[0]["train/loss"], rel=1e-5)
+    assert one[-1]["eval/images"] == two[-1]["eval/images"]
+
+    last = tmp_path / "runs" / "two" / "checkpoints"
+    newest = max(path.name for path in last.iterdir())
+    for path in last.iterdir():  # take the end away, so that something is left to train
+        if path.name == newest:
+            path.rename(tmp_path / "moved")
+    output = train(config, "name=two")
+    assert "resumed" in output
+    assert "started: step" in output
+    again = records(tmp_path / "runs" / "two")
+    assert [line["step"] for line in again] == [line["step"] for line in two]
+    assert again[-1]["eval/images"] == two[-1]["eval/images"]
+
+
+def test_fine_tuning_is_a_config(config, tmp_path):
+    train(config, "schedule.epochs=1")
+    output = train(
+        config,
+        "name=tuned",
+        "init_from=small",
+        "model.image_size=64",
+        "model.window_size=8",
+        "eval.resize=72",
+        "schedule.epochs=1",
+    )
+    assert "relative position bias tables resized" in output
+    export = json.loads((tmp_path / "runs" / "tuned" / "export" / "config.json").read_text())
+    assert export["model"]["window_size"] == 8
+    assert (tmp_path / "runs" / "tuned" / "report.html").stat().st_size > 1000
