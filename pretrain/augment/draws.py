@@ -67,7 +67,7 @@ def draw_bits(seeds: Tensor, stream: Stream, index: Tensor | int = 0) -> Tensor:
 
 def draw_uniform(seeds: Tensor, stream: Stream, index: Tensor | int = 0) -> Tensor:
     """Draw uniformly from [0, 1): float64, a multiple of 2**-53; see `draw_bits`."""
-    return _shift_right(draw_bits(seeds, stream, index), 11) * 2.0**-53
+    return _shift_right(draw_bits(seeds, stream, index), 11).double().mul_(2.0**-53)
 
 
 def draw_normal(

@@ -88,7 +88,9 @@ def mix_groups(images: Tensor, mixes: list[Mix]) -> Tensor:
     height, width = images.shape[2:]
     lead = (len(mixes), 1, 1, 1, 1)
     boxes = torch.tensor([mix.box or (0, 0, 0, 0) for mix in mixes])
-    blends = torch.tensor([1.0 if mix.box else mix.kept_fraction for mix in mixes]).double()
+    blends = torch.tensor(
+        [1.0 if mix.box else mix.kept_fraction for mix in mixes], dtype=torch.float64
+    )
     boxes = boxes.to(images.device, non_blocking=True).view(*lead, 4)
     top, bottom, left, right = boxes.unbind(dim=-1)
     y = torch.arange(height, device=images.device)[:, None]
