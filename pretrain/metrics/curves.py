@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+from pretrain.metrics.jsonl import series
+
+Records = Sequence[Mapping[str, Any]]
 
 POINTS_MAX = 240
 """Most points of a line; longer series show the mean of each bin and, shaded, its range."""
@@ -53,6 +57,35 @@ class Chart:
     lines: tuple[Line, ...]
     percent: bool = False
     from_zero: bool = False
+
+
+def charts(records: Records) -> list[Chart]:
+    """The report's charts of a run, without those that have nothing to show."""
+
+    def lines(*wanted: tuple[str, str]) -> tuple[Line, ...]:
+        found = ((label, series(records, name)) for label, name in wanted)
+        return tuple(
+            Line(label, *map(list, zip(*points, strict=True))) for label, points in found if points
+        )
+
+    drawn = [
+        Chart("Loss, nats", lines(("training", "train/loss"), ("evaluation", "eval/loss"))),
+        Chart(
+            "Accuracy",
+            lines(("top-1", "eval/top1_fraction"), ("top-5", "eval/top5_fraction")),
+            percent=True,
+        ),
+        Chart("Learning rate", lines(("learning rate", "train/learning_rate")), from_zero=True),
+        Chart("Images per second", lines(("images/s", "perf/images_per_second")), from_zero=True),
+        Chart("Gradient norm before clipping", lines(("norm", "train/grad_norm")), from_zero=True),
+        Chart(
+            "Time spent waiting for data",
+            lines(("waiting", "perf/data_wait_fraction")),
+            percent=True,
+            from_zero=True,
+        ),
+    ]
+    return [chart for chart in drawn if chart.lines]
 
 
 def draw(chart: Chart, last_step: int, attempt_starts: Sequence[tuple[int, int]]) -> str:

@@ -7,7 +7,7 @@ whoever opens a file to append first removes it.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     parsed = (parse_line(line) for line in path.read_bytes().splitlines())
     return [value for value in parsed if value is not None]
+
+
+def with_value(records: Iterable[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """The records that hold a number under ``name``."""
+    return [record for record in records if record.get(name) is not None]
+
+
+def series(records: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, value) of every record that holds a number under ``name``."""
+    return [(record["step"], record[name]) for record in with_value(records, name)]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.metrics.console import duration
-from pretrain.metrics.curves import Chart, Line, draw
-from pretrain.metrics.jsonl import read_lines
+from pretrain.metrics.jsonl import read_lines, series, with_value
 from pretrain.metrics.names import METRICS
 from pretrain.metrics.style import STYLE
 from pretrain.run_directory import RunDirectory, read_json, replace_text
@@ -22,8 +21,12 @@ EVENTS_PER_KIND_MAX = 50
 Records = Sequence[Mapping[str, Any]]
 
 
-def write_report(run: RunDirectory) -> Path:
+def write_report(run: RunDirectory, state: str | None = None) -> Path:
     """Write the report of a run as it stands, replacing an earlier one; rank zero, or any tool.
+
+    Args:
+        run: the run's directory.
+        state: what to say of it; None takes progress.json's word.
 
     Returns:
         Its path.
@@ -31,11 +34,11 @@ def write_report(run: RunDirectory) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    replace_text(run.report_path, report_html(run))
+    replace_text(run.report_path, report_html(run, state))
     return run.report_path
 
 
-def report_html(run: RunDirectory) -> str:
+def report_html(run: RunDirectory, state: str | None = None) -> str:
     """The report of a run as text: UTF-8 HTML without any outside reference.
 
     Files that are not there yet, or damaged, leave their section out.
@@ -43,13 +46,15 @@ def report_html(run: RunDirectory) -> str:
     lines = read_lines(run.metrics_path)
     records = [line for line in lines if isinstance(line.get("step"), int)]
     events = read_lines(run.events_path)
-    progress = run.read_progress() or {}
+    progress = run.read_progress() or {"state": "not started"}
+    if state is not None:
+        progress["state"] = state
     name = html.escape(run.path.name)
     sections = [
         _headline(records, events, progress),
         _curves(records),
         _section(
-            "Evaluations", _evaluations(records), folded=len(_with(records, "eval/images")) > 8
+            "Evaluations", _evaluations(records), folded=len(with_value(records, "eval/images")) > 8
         ),
         _section("Attempts", _attempts(records, events, progress, run)),
         _section("Events, newest first", _events(events)),
@@ -59,7 +64,7 @@ def report_html(run: RunDirectory) -> str:
         _section("Environment", _code(_text(run.environment_path)), folded=True),
         _section("What the numbers mean", _meanings(records), folded=True),
     ]
-    state = html.escape(str(progress.get("state", "not started")))
+    state = html.escape(str(progress.get("state")))
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     body = "\n".join(section for section in sections if section)
     return (
@@ -73,9 +78,9 @@ def report_html(run: RunDirectory) -> str:
 
 
 def _headline(records: Records, events: Records, progress: Mapping[str, Any]) -> str:
-    accuracy = _series(records, "eval/top1_fraction")
-    rates = [value for _, value in _series(records, "perf/images_per_second")]
-    seen = _series(records, "data/samples_consumed")
+    accuracy = series(records, "eval/top1_fraction")
+    rates = [value for _, value in series(records, "perf/images_per_second")]
+    seen = series(records, "data/samples_consumed")
     step, total = progress.get("step", 0), progress.get("total_steps", 0)
     tiles = [("steps", f"{step:,}", f"of {total:,}, {progress.get('epoch', 0):.2f} epochs")]
     if accuracy:
@@ -102,44 +107,20 @@ def _curves(records: Records) -> str:
     for record in records:
         first_steps.setdefault(int(record.get("attempt", 1)), record["step"])
     starts = list(first_steps.items())[1:]
-    charts = _charts(records)
-    if not charts:
-        return "<p>Nothing was recorded yet.</p>"
-    last_step = records[-1]["step"]
+    # Matplotlib takes most of a second to import, and training needs it once, at the end.
+    from pretrain.metrics.curves import charts, draw
+
     figures = [
         f"<figure><figcaption>{html.escape(chart.title)}</figcaption>"
-        f"{draw(chart, last_step, starts)}</figure>"
-        for chart in charts
+        f"{draw(chart, records[-1]['step'], starts)}</figure>"
+        for chart in charts(records)
     ]
-    note = "<p><small>Dashed lines: where a later attempt took over.</small></p>" if starts else ""
-    return f'<div class="curves">{"".join(figures)}</div>{note}'
-
-
-def _charts(records: Records) -> list[Chart]:
-    def lines(*wanted: tuple[str, str]) -> tuple[Line, ...]:
-        found = ((label, _series(records, name)) for label, name in wanted)
-        return tuple(
-            Line(label, *map(list, zip(*points, strict=True))) for label, points in found if points
-        )
-
-    charts = [
-        Chart("Loss, nats", lines(("training", "train/loss"), ("evaluation", "eval/loss"))),
-        Chart(
-            "Accuracy",
-            lines(("top-1", "eval/top1_fraction"), ("top-5", "eval/top5_fraction")),
-            percent=True,
-        ),
-        Chart("Learning rate", lines(("learning rate", "train/learning_rate")), from_zero=True),
-        Chart("Images per second", lines(("images/s", "perf/images_per_second")), from_zero=True),
-        Chart("Gradient norm before clipping", lines(("norm", "train/grad_norm")), from_zero=True),
-        Chart(
-            "Time spent waiting for data",
-            lines(("waiting", "perf/data_wait_fraction")),
-            percent=True,
-            from_zero=True,
-        ),
-    ]
-    return [chart for chart in charts if chart.lines]
+    if not figures:
+        return "<p>Nothing was recorded yet.</p>"
+    notes = "Shaded: the range of the records that a point of a long curve averages."
+    if starts:
+        notes += " Dashed: where a later attempt took over."
+    return f'<div class="curves">{"".join(figures)}</div><p><small>{notes}</small></p>'
 
 
 def _evaluations(records: Records) -> str:
@@ -151,7 +132,7 @@ def _evaluations(records: Records) -> str:
             "not finite" if record.get("eval/loss") is None else f"{record['eval/loss']:.4f}",
             f"{record['eval/images']:,.0f}",
         )
-        for record in _with(records, "eval/images")
+        for record in with_value(records, "eval/images")
     ]
     return _table(("step", "top-1", "top-5", "loss", "images"), rows, numbers=True)
 
@@ -233,14 +214,6 @@ def _lives(records: Records, events: Records) -> dict[int, tuple[float, float]]:
             first, last = lives.get(attempt, (stamp, stamp))
             lives[attempt] = (min(first, stamp), max(last, stamp))
     return lives
-
-
-def _series(records: Records, name: str) -> list[tuple[int, float]]:
-    return [(record["step"], record[name]) for record in _with(records, name)]
-
-
-def _with(records: Records, name: str) -> Records:
-    return [record for record in records if record.get(name) is not None]
 
 
 def _section(title: str, content: str, *, folded: bool = False) -> str:
