@@ -7,7 +7,7 @@ the loop. Every function here is called by every rank.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -20,7 +20,8 @@ from pretrain.checkpoint.resume import CheckpointReader, newest_valid_for_all
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import RunConfig
 from pretrain.convert.export import read_weights, write_export
-from pretrain.data.loader import Batch, eval_batches, train_batches
+from pretrain.data.batch import Batch
+from pretrain.data.loader import Batches, eval_batches, train_batches
 from pretrain.data.manifest import Manifest
 from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import learning_rate
@@ -227,7 +228,7 @@ def run_steps(parts: Parts, first_step: int) -> str:
     return "done"
 
 
-def training_batches(parts: Parts, first_step: int):  # noqa: ANN201 - the loader's own type
+def training_batches(parts: Parts, first_step: int) -> Batches:
     """Return the loader of every micro-batch of this rank from a step on."""
     job = parts.job
     return train_batches(
