@@ -49,9 +49,10 @@ def invert(images: Tensor, arguments: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, arguments: Tensor) -> Tensor:
-    """Keep the highest bits of each value: ``arguments`` of them, 0 to 8."""
-    masks = 256 - torch.exp2(8 - arguments)
-    return images & _per_image(masks.to(torch.uint8))
+    """Keep the highest bits of each value: ``arguments`` of them, 0 (black) to 8."""
+    bits = arguments.int()
+    dropped = torch.full_like(bits, 255) >> bits
+    return images & _per_image((255 - dropped).to(torch.uint8))
 
 
 def solarize(images: Tensor, arguments: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from pretrain.augment.draws import Stream, draw_normal, draw_uniform
 from pretrain.augment.geometry import transform_affine
 from pretrain.augment.policy import RandAugmentPolicy
 
+OPERATION_COUNT = 15
+"""Length of `increasing_operations`."""
+
 _TOP_LEVEL = 10.0
 _MAX_DEGREES = 30.0
 _MAX_SHEAR = 0.3
@@ -134,15 +137,12 @@ def increasing_operations(fill: Tensor) -> Sequence[Operation]:
     )
 
 
-OPERATION_COUNT = 15
-"""Length of `increasing_operations`."""
-
-
 def _nothing(levels: Tensor, signs: Tensor, height: int, width: int) -> Tensor:
     return levels[:, None]
 
 
 def _bits_kept(levels: Tensor, signs: Tensor, height: int, width: int) -> Tensor:
+    """4 bits down to 0, a black image, at level 10: as published, though Pillow now refuses it."""
     return 4 - (levels / _TOP_LEVEL * 4).floor()[:, None]
 
 

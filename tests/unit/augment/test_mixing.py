@@ -8,7 +8,7 @@ from pretrain.config.schema import AugmentConfig
 from pretrain.errors import ConfigError
 
 
-def draw_many(settings: AugmentConfig, count: int = 4000, size: int = 224) -> list[Mix]:
+def draw_many(settings: AugmentConfig, count: int = 3000, size: int = 224) -> list[Mix]:
     return [
         draw_mix(settings, seed=3, step=index // 4, group=index % 4, height=size, width=size)
         for index in range(count)

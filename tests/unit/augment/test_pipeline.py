@@ -5,6 +5,8 @@ import torch
 from pictures import make_pictures
 
 from pretrain.augment.draws import Stream, draw_uniform
+from pretrain.augment.erasing import erase
+from pretrain.augment.mixing import draw_mix, mix_groups, soft_targets
 from pretrain.augment.pipeline import Augment, flip, normalize
 from pretrain.config.schema import AugmentConfig
 from pretrain.errors import ConfigError
@@ -83,6 +85,22 @@ def test_result_has_the_promised_form_and_input_is_left_alone():
     assert targets.shape == (32, 10) and targets.dtype == torch.float32
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(32))
     assert torch.equal(images, before)
+
+
+def test_steps_come_in_the_published_order():
+    images, labels = make_pictures(32, 24, 24), torch.arange(32) % 10
+    augment, seeds = make(), SEEDS[:32]
+    assert augment.randaugment.fill.tolist() == [124, 116, 104]  # the mean colour
+    expected = augment.randaugment(flip(images, seeds, 0.5), seeds)
+    expected = erase(normalize(expected, PLAIN.mean, PLAIN.std), seeds, 0.25)
+    assert torch.equal(augment.augment_samples(images, seeds), expected)
+    mixes = [
+        draw_mix(SMALL_GROUPS, seed=5, step=2, group=group, height=24, width=24) for group in (4, 5)
+    ]
+    result, targets = augment(images, labels, seeds, step=2, first_group=4)
+    assert torch.equal(result, mix_groups(expected, mixes))
+    smooth = soft_targets(labels, mixes, num_classes=10, label_smoothing=0.1)
+    assert torch.equal(targets, smooth)
 
 
 def test_everything_off_only_normalises():
