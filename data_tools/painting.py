@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating]
 """float32 [height, width]."""
 PixelArray = NDArray[np.uint8]
 Color = tuple[float, float, float]
@@ -178,9 +178,9 @@ def paint(kind: Kind, random: np.random.Generator) -> PixelArray:
     for _ in range(random.integers(2, 7)):
         scene.add_clutter(random, largest=0.45)
     u, v = scene.place(random, 0.6, 0.95)
-    scene.add(_shadow(kind.shape, u, v, random), (0.05, 0.05, 0.08))
-    first, second = (_vary(color, random) for color in kind.colors)
-    share = kind.texture(u, v)[..., None]
+    scene.add(_shadow(kind.shape, u, v, random), _planes((0.05, 0.05, 0.08)))
+    first, second = (_planes(_vary(color, random)) for color in kind.colors)
+    share = kind.texture(u, v)
     scene.add(scene.mask(kind.shape(u, v), u), first * (1 - share) + second * share)
     if random.random() < 0.35:
         scene.add_clutter(random, largest=0.3)
@@ -188,7 +188,7 @@ def paint(kind: Kind, random: np.random.Generator) -> PixelArray:
 
 
 class _Scene:
-    """A picture in the making: float32 [height, width, 3], 0 to 1."""
+    """A picture in the making: float32 [3, height, width], 0 to 1."""
 
     def __init__(self, random: np.random.Generator):
         height, width = (int(side) for side in random.integers(SIDES[0], SIDES[1] + 1, 2))
@@ -225,16 +225,16 @@ class _Scene:
         pixel = float(np.abs(np.diff(u[:2, :2], axis=1)).max()) + 0.5 / self._half
         return np.clip(0.5 - distance / pixel, 0, 1)
 
-    def add(self, coverage: Plane, color: NDArray[np.float32] | Color) -> None:
-        """Lay a colour over what is there."""
-        self.pixels += coverage[..., None] * (np.asarray(color, dtype=np.float32) - self.pixels)
+    def add(self, coverage: Plane, color: NDArray[np.floating]) -> None:
+        """Lay a colour, [3, 1, 1] or [3, height, width], over what is there."""
+        self.pixels += coverage * (color - self.pixels)
 
     def add_clutter(self, random: np.random.Generator, largest: float) -> None:
         """Something plain that means nothing."""
         shape = _CLUTTER[random.integers(len(_CLUTTER))]
         u, v = self.place(random, 0.1, largest)
         color = random.uniform(0.1, 0.9, 3) * 0.6 + random.uniform(0.1, 0.4)
-        self.add(self.mask(shape(u, v), u), (float(color[0]), float(color[1]), float(color[2])))
+        self.add(self.mask(shape(u, v), u), _planes(color))
 
 
 def _shadow(
@@ -245,13 +245,13 @@ def _shadow(
     return np.float32(random.uniform(0.2, 0.6)) * np.clip(0.5 - 3 * distance, 0, 1)
 
 
-def _vary(color: Color, random: np.random.Generator) -> NDArray[np.float32]:
+def _vary(color: Color, random: np.random.Generator) -> NDArray[np.floating]:
     """A colour of the same family."""
     varied = np.asarray(color) * random.uniform(0.75, 1.15) + random.normal(0, 0.05, 3)
     return np.clip(varied, 0.02, 1).astype(np.float32)
 
 
-def _background(height: int, width: int, random: np.random.Generator) -> NDArray[np.float32]:
+def _background(height: int, width: int, random: np.random.Generator) -> NDArray[np.floating]:
     """Two muted colours in soft patches, sometimes with a horizon, and a grain."""
     colors = random.uniform(0.15, 0.85, (2, 3))
     grey = colors.mean(axis=1, keepdims=True)
@@ -262,9 +262,8 @@ def _background(height: int, width: int, random: np.random.Generator) -> NDArray
         below = _step((np.arange(height, dtype=np.float32)[:, None] - horizon) / height, 30)
         patches = 0.35 * patches + 0.65 * below
     grain = _smooth_noise(height, width, int(random.integers(12, 40)), random)
-    patches = patches[..., None]
-    ground = colors[0] * (1 - patches) + colors[1] * patches
-    return ground + np.float32(random.uniform(0.05, 0.3)) * (grain[..., None] - 0.5)
+    ground = _planes(colors[0]) + patches * _planes(colors[1] - colors[0])
+    return ground + np.float32(random.uniform(0.05, 0.3)) * (grain - np.float32(0.5))
 
 
 def _smooth_noise(height: int, width: int, cells: int, random: np.random.Generator) -> Plane:
@@ -273,22 +272,29 @@ def _smooth_noise(height: int, width: int, cells: int, random: np.random.Generat
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _photograph(pixels: NDArray[np.float32], random: np.random.Generator) -> PixelArray:
+def _photograph(pixels: NDArray[np.floating], random: np.random.Generator) -> PixelArray:
     """Light from one side, sometimes out of focus, with a sensor's noise."""
-    height, width = pixels.shape[:2]
+    height, width = pixels.shape[1:]
     direction = random.uniform(0, 2 * np.pi)
     rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(np.sin(direction))
     columns = np.linspace(-1, 1, width, dtype=np.float32)[None] * np.float32(np.cos(direction))
     light = random.uniform(0.75, 1.15) + np.float32(random.uniform(0, 0.35)) * (rows + columns)
-    pixels = pixels * light[..., None] * random.uniform(0.93, 1.07, 3).astype(np.float32)
+    pixels = pixels * light * _planes(random.uniform(0.93, 1.07, 3))
     noise = random.standard_normal(pixels.shape, dtype=np.float32)
     noise *= np.float32(random.uniform(0.005, 0.04))
     if random.random() < 0.25:
         soft = Image.fromarray(_to_uint8(pixels))
-        blurred = soft.filter(ImageFilter.GaussianBlur(random.uniform(0.5, 1.5)))
-        pixels = np.asarray(blurred, dtype=np.float32) / 255
+        soft = soft.filter(ImageFilter.BoxBlur(random.uniform(0.5, 1.5)))
+        pixels = np.asarray(soft, dtype=np.float32).transpose(2, 0, 1) / 255
     return _to_uint8(pixels + noise)
 
 
-def _to_uint8(pixels: NDArray[np.float32]) -> PixelArray:
-    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+def _to_uint8(pixels: NDArray[np.floating]) -> PixelArray:
+    """[3, height, width], 0 to 1, as uint8 [height, width, 3]."""
+    levels = (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(1, 2, 0))
+
+
+def _planes(color: Color | NDArray[np.floating]) -> NDArray[np.floating]:
+    """A colour as float32 [3, 1, 1], to spread over planes."""
+    return np.asarray(color, dtype=np.float32)[:, None, None]
