@@ -78,6 +78,19 @@ def try_lock(path: Path, *, shared: bool = False) -> int | None:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock, waiting for whoever has it."""
+    descriptor = try_lock(path)
+    while descriptor is None:
+        time.sleep(0.1)
+        descriptor = try_lock(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def supervisor_lock(run: RunDirectory, job: str) -> Iterator[bool]:
     """Hold the run for one supervisor; yields False, holding nothing, where another has it."""
     descriptor = try_lock(run.lock_path)

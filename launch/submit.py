@@ -76,7 +76,12 @@ def check_slurm(config: RunConfig) -> None:
         )
 
 
-def submit_local(runs: Sequence[RunDirectory], command: Sequence[str] | None = None) -> Job:
+def submit_local(
+    runs: Sequence[RunDirectory],
+    *,
+    waits_for: Sequence[RunDirectory] = (),
+    command: Sequence[str] | None = None,
+) -> Job:
     """Start one job on this machine that takes the runs in turn, and return at once.
 
     A short-lived process in a session of its own does it, from the copied source: neither Ctrl-C
@@ -84,6 +89,7 @@ def submit_local(runs: Sequence[RunDirectory], command: Sequence[str] | None = N
 
     Args:
         runs: created run directories, at least one.
+        waits_for: runs that other jobs have and that must come to their end first.
         command: what every rank runs; None is the trainer.
 
     Raises:
@@ -91,7 +97,8 @@ def submit_local(runs: Sequence[RunDirectory], command: Sequence[str] | None = N
     """
     first = runs[0]
     first.submitit_dir.mkdir(mode=0o700, exist_ok=True)
-    arguments = json.dumps([[str(run.path) for run in runs], list(command) if command else None])
+    paths = [[str(run.path) for run in group] for group in (waits_for, runs)]
+    arguments = json.dumps([*paths, list(command) if command else None])
     program = [sys.executable, "-m", "launch.submit", arguments]
     setup = first.read_config().cluster.setup
     if setup:
@@ -103,8 +110,8 @@ def submit_local(runs: Sequence[RunDirectory], command: Sequence[str] | None = N
             cwd=first.code_path,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
+            stdout=log,  # no pipe: the controller inherits it and would keep it open
+            stderr=subprocess.STDOUT,
             start_new_session=True,
             check=False,
         )
@@ -210,7 +217,9 @@ def _last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 
-def _start_controller(paths: Sequence[str], command: Sequence[str] | None) -> None:
+def _start_controller(
+    before: Sequence[str], paths: Sequence[str], command: Sequence[str] | None
+) -> None:
     """Start submitit's controller from this process, which ends right after."""
     from submitit import LocalExecutor
 
@@ -226,7 +235,7 @@ def _start_controller(paths: Sequence[str], command: Sequence[str] | None) -> No
     executor.update_parameters(
         timeout_min=LOCAL_LIMIT_MINUTES, tasks_per_node=1, stderr_to_stdout=True
     )
-    job_id = cast(str, executor.submit(run_job, list(paths), command).job_id)
+    job_id = cast(str, executor.submit(run_job, [*before, *paths], command).job_id)
     job = Job("local", job_id, os.uname().nodename, time.time(), start_ticks(int(job_id)))
     for run in runs:
         replace_text(run.job_path, json.dumps(asdict(job)) + "\n")

@@ -207,8 +207,7 @@ class _Supervisor:
     def bring_to_end(self) -> int:
         """Make attempts until one of them is the last."""
         self._end_what_is_left()
-        attempts = read_attempts(self._run)
-        number = attempts[-1].number if attempts else 0
+        number = self._last_number()
         while True:
             number += 1
             try:
@@ -221,6 +220,14 @@ class _Supervisor:
         if next_action == "done":
             return EXIT_DONE
         return EXIT_FAILED if next_action == "give_up" else EXIT_STOPPED
+
+    def _last_number(self) -> int:
+        """Number of the newest attempt, those made without a supervisor included."""
+        numbers = [attempt.number for attempt in read_attempts(self._run)]
+        if self._run.attempts_dir.is_dir():
+            entries = self._run.attempts_dir.iterdir()
+            numbers += [int(entry.name) for entry in entries if entry.name.isdigit()]
+        return max(numbers, default=0)
 
     def _end_what_is_left(self) -> None:
         attempts = read_attempts(self._run)

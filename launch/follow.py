@@ -1,0 +1,288 @@
+"""Watching runs from their files: a bar on a terminal, plain lines elsewhere, and how it ended."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from launch.ledger import Attempt, read_attempts
+from launch.processes import is_alive, lock_holder
+from launch.status import Queue, Status, look
+from launch.submit import read_job
+from launch.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, NEXT_IN_WORDS, log_tail
+from pretrain.config.load import CONFIGS_DIR
+from pretrain.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+LOOK_SECONDS = 0.25
+LINE_SECONDS = {"local": 5.0, "slurm": 30.0}
+"""Shortest time between two plain lines about the same state."""
+SILENT_SECONDS = 60.0
+"""Age of the newest progress above which it is shown."""
+EXIT_INTERRUPTED = 130
+
+_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED}
+_TRAINING = ("starting", "training", "evaluating", "saving")
+
+
+def follow(runs: Sequence[RunDirectory]) -> int:
+    """Show submitted runs in turn until each is at its end, or one ends otherwise than done.
+
+    The first Ctrl-C asks a local run to save and stop, the second ends it at once; a Slurm job is
+    only left alone.
+
+    Returns:
+        0 done, 70 failed, 75 stopped, 130 when leaving a Slurm job to itself.
+    """
+    queue = Queue()
+    with _interrupts() as interrupts, _screen() as (say, bar):
+        for run in runs:
+            code = _Follower(run, queue, say, bar, interrupts).to_the_end()
+            if code != EXIT_DONE:
+                return code
+    return EXIT_DONE
+
+
+def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:
+    """One line about how far a run is, from progress.json; unknown things are left out."""
+    step, total = progress.get("step", 0), progress.get("total_steps") or 0
+    parts = [f"{name} {progress.get('state', '')} step {step:,}/{total:,}"]
+    if total:
+        parts[0] += f" ({100 * step / total:.1f} %)"
+    parts += _numbers(progress, now=now)
+    return " | ".join(parts)
+
+
+def stop_local(run: RunDirectory, status: Status, *, now: bool) -> bool:
+    """Ask the supervisor of a local run to save and stop, or to end at once.
+
+    Returns:
+        Whether there was somebody to ask.
+    """
+    holder = lock_holder(run) or {}
+    if holder.get("host") == os.uname().nodename and is_alive(holder["pid"], holder["ticks"]):
+        os.kill(holder["pid"], signal.SIGQUIT if now else signal.SIGTERM)
+        return True
+    job = status.job
+    if job is not None and job.ticks is not None and is_alive(int(job.job_id), job.ticks):
+        os.kill(int(job.job_id), signal.SIGTERM)
+        return True
+    return False
+
+
+class _Follower:
+    """What has been said about one run, and what is new."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        queue: Queue,
+        say: Callable[[str], None],
+        bar: "Progress | None",
+        interrupts: list[int],
+    ) -> None:
+        self._run = run
+        self._name = run.path.name
+        self._queue = queue
+        self._say = say
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._interrupts = interrupts
+        self._answered = len(interrupts)
+        self._waiting_for = ""
+        self._told: dict[int, Attempt] = {item.number: item for item in self._earlier()}
+        self._state: tuple[Any, ...] = ()
+        self._accuracy: float | None = (run.read_progress() or {}).get("eval_top1_fraction")
+        self._line_time = 0.0
+
+    def to_the_end(self) -> int:
+        """Show everything that happens until the run is at its end."""
+        while True:
+            status = look(self._run, self._queue)
+            self._tell_attempts()
+            if not status.is_active:
+                break
+            self._tell_progress(status)
+            if len(self._interrupts) > self._answered and not self._interrupted(status):
+                return EXIT_INTERRUPTED
+            time.sleep(LOOK_SECONDS)
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+        for line in ending(self._run, status):
+            self._say(line)
+        return _CODES.get(status.phase, EXIT_FAILED)
+
+    def _earlier(self) -> list[Attempt]:
+        """Attempts of jobs before this one: history, not news."""
+        job = read_job(self._run)
+        ours = job.job_id if job else None
+        return [item for item in read_attempts(self._run) if item.job != ours]
+
+    def _tell_attempts(self) -> None:
+        for attempt in read_attempts(self._run):
+            told = self._told.get(attempt.number)
+            if told is None:
+                log = self._run.rank_log(attempt.number, 0)
+                self._say(f"{self._name}: attempt {attempt.number} on {attempt.host}, log {log}")
+            if attempt.next is not None and (told is None or told.next != attempt.next):
+                after = NEXT_IN_WORDS[attempt.next]
+                self._say(f"{self._name}: attempt {attempt.number}: {attempt.reason}; {after}")
+            self._told[attempt.number] = attempt
+
+    def _tell_progress(self, status: Status) -> None:
+        if status.phase == "waiting":
+            if status.detail != self._waiting_for:
+                self._say(f"{self._name}: {status.detail}")
+                self._waiting_for = status.detail
+            return
+        progress = self._run.read_progress()
+        number = status.attempt.number if status.attempt else 0
+        if progress is None or progress.get("attempt") != number:
+            progress = {**(progress or {}), "state": "starting", "eta_seconds": None, "time": None}
+        accuracy = progress.get("eval_top1_fraction")
+        if accuracy is not None and accuracy != self._accuracy:
+            self._accuracy = accuracy
+            self._say(f"{self._name}: step {progress['step']:,}: top-1 {100 * accuracy:.2f} %")
+        if self._bar is not None:
+            self._draw(self._bar, progress)
+            return
+        state = (progress.get("state"), number)
+        patience = LINE_SECONDS[status.job.executor if status.job else "local"]
+        if state != self._state or time.monotonic() - self._line_time >= patience:
+            self._state, self._line_time = state, time.monotonic()
+            self._say(progress_line(self._name, progress, now=time.time()))
+
+    def _draw(self, bar: "Progress", progress: dict[str, Any]) -> None:
+        if self._task is None:
+            self._task = bar.add_task(self._name, total=None, state="", numbers="")
+        bar.update(
+            self._task,
+            completed=progress.get("step", 0),
+            total=progress.get("total_steps"),
+            state=progress.get("state", ""),
+            numbers=" | ".join(_numbers(progress, now=time.time())),
+        )
+
+    def _interrupted(self, status: Status) -> bool:
+        """Act on Ctrl-C; False when there is nothing more to watch."""
+        self._answered = len(self._interrupts)
+        job = status.job
+        if job is not None and job.executor == "slurm":
+            self._say(f"{self._name}: job {job.job_id} goes on without this window")
+            self._say(f"  its state: squeue -j {job.job_id}")
+            self._say(f"  its log:   tail -f {self._run.rank_log(_number(status), 0)}")
+            self._say(f"  end it:    scancel {job.job_id}   (it saves first)")
+            self._say("  watch it again: the same command with --follow")
+            return False
+        now = self._answered > 1
+        if not stop_local(self._run, status, now=now):
+            return True
+        if now:
+            self._say(f"{self._name}: ending now")
+        else:
+            self._say(f"{self._name}: asked to save and stop; Ctrl-C again ends it at once")
+        return True
+
+
+def ending(run: RunDirectory, status: Status) -> list[str]:
+    """The last lines about a run: how it ended, where everything is, what to do next."""
+    name = run.path.name
+    lines = []
+    attempt = status.attempt
+    if status.phase in ("failed", "lost") and attempt is not None:
+        culprit = attempt.culprit_rank or 0
+        log = run.rank_log(attempt.number, culprit)
+        tail = log_tail(log)
+        lines += [f"last lines of {log}:", *(f"  {line}" for line in tail)] if tail else []
+    lines.append(f"{name}: {status.phase}: {status.detail}")
+    lines.append(f"run directory: {run.path}")
+    if status.phase == "done":
+        return lines + _results(run)
+    saved = run.newest_checkpoint_step()
+    where = "from the start" if saved is None else f"from step {saved}"
+    lines.append(f"next: the same command goes on {where}")
+    return lines
+
+
+def _results(run: RunDirectory) -> list[str]:
+    lines = []
+    if run.report_path.exists():
+        lines.append(f"report: {run.report_path}")
+    if run.export_dir.exists():
+        lines.append(f"exported weights: {run.export_dir}")
+    accuracy = (run.read_progress() or {}).get("eval_top1_fraction")
+    if accuracy is not None:
+        lines.append(f"accuracy: top-1 {100 * accuracy:.2f} %")
+    further = _configs_that_start_from(run.path.name)
+    lines += [f"next: python launch/slurm.py --config {name}" for name in further]
+    offline = sorted(run.wandb_dir.glob("offline-run-*")) if run.wandb_dir.is_dir() else []
+    if offline:
+        lines.append(f"to Weights & Biases: wandb sync {offline[-1]}")
+    return lines
+
+
+def _configs_that_start_from(name: str) -> list[str]:
+    says = re.compile(rf"^init_from:\s*{re.escape(name)}\s*$", re.MULTILINE)
+    paths = sorted(CONFIGS_DIR.glob("*.yaml"))
+    return [path.stem for path in paths if says.search(path.read_text(encoding="utf-8"))]
+
+
+def _numbers(progress: dict[str, Any], *, now: float) -> list[str]:
+    parts = []
+    if progress.get("images_per_second") is not None:
+        parts.append(f"{progress['images_per_second']:,.0f} images/s")
+    if progress.get("loss") is not None:
+        parts.append(f"loss {progress['loss']:.4g}")
+    if progress.get("state") in _TRAINING:
+        eta = progress.get("eta_seconds")
+        left = "unknown" if eta is None else str(timedelta(seconds=round(eta)))
+        parts.append(f"time left {left}")
+    written = progress.get("time")
+    if written is not None and now - written > SILENT_SECONDS:
+        parts.append(f"no news for {now - written:.0f} s")
+    return parts
+
+
+def _number(status: Status) -> int:
+    return status.attempt.number if status.attempt else 1
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that grows by one with each Ctrl-C, instead of ending this process."""
+    seen: list[int] = []
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _screen() -> "Iterator[tuple[Callable[[str], None], Progress | None]]":
+    """How to print a line, and the bar where there is a terminal."""
+    if not sys.stdout.isatty():
+        yield lambda line: print(line, flush=True), None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description} {task.fields[state]}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}", markup=False),
+    )
+    with Progress(*columns, transient=True) as bar:
+        yield lambda line: bar.console.print(line, markup=False, highlight=False), bar

@@ -1,0 +1,129 @@
+"""Where a run stands, computed at the moment of asking from its files, its job and its lock."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from launch import scheduler
+from launch.ledger import Attempt, read_attempts
+from launch.processes import is_alive, lock_holder
+from launch.submit import Job, read_job
+from pretrain.errors import LaunchError
+from pretrain.run_directory import RunDirectory
+
+Phase = Literal["idle", "waiting", "running", "done", "stopped", "failed", "lost"]
+QUEUE_SECONDS = 15.0
+"""How long an answer of Slurm's is taken as current; controllers dislike being asked often."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands.
+
+    Attributes:
+        phase: idle (never submitted), waiting (submitted, nothing runs yet), running, done,
+            stopped (on request), failed (given up), lost (its job is gone without a word).
+        detail: the phase in more words.
+        job: the job that has or had it.
+        attempt: the newest attempt of that job, else of any.
+    """
+
+    phase: Phase
+    detail: str
+    job: Job | None
+    attempt: Attempt | None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a job has the run, so that none must be submitted for it."""
+        return self.phase in ("waiting", "running")
+
+
+class Queue:
+    """Slurm's answers about jobs, each asked for at most once in a while."""
+
+    def __init__(self, seconds: float = QUEUE_SECONDS) -> None:
+        self._seconds = seconds
+        self._answers: dict[str, tuple[float, scheduler.JobState | None]] = {}
+
+    def state(self, job_id: str) -> scheduler.JobState | None:
+        """The job's state; None once Slurm has forgotten it.
+
+        Raises:
+            LaunchError: Slurm has never answered about this job.
+        """
+        asked, answer = self._answers.get(job_id, (None, None))
+        if asked is not None and time.monotonic() - asked < self._seconds:
+            return answer
+        try:
+            answer = scheduler.job_state(job_id)
+        except LaunchError:
+            if asked is None:
+                raise
+        self._answers[job_id] = (time.monotonic(), answer)
+        return answer
+
+
+def look(run: RunDirectory, queue: Queue) -> Status:
+    """Find out where a run stands. Writes nothing.
+
+    Raises:
+        LaunchError: it has a Slurm job and Slurm does not answer.
+    """
+    if not run.exists:
+        return Status("idle", "not launched yet", None, None)
+    job = read_job(run)
+    if job is not None and job.executor == "slurm":
+        return _look_in_slurm(run, job, queue)
+    # Asked for before the ledger is read: what ends in between has its end written there.
+    alive = job is not None and job.ticks is not None and is_alive(int(job.job_id), job.ticks)
+    held = lock_holder(run) is not None
+    attempt = _newest_attempt(run)
+    if held:
+        return Status("running", "training", job, attempt)
+    if run.is_done():
+        return Status("done", "done", job, attempt)
+    if job is None:
+        return Status("idle", "not launched yet", None, attempt)
+    if attempt is not None and _is_of(attempt, job) and attempt.is_final:
+        return _final(job, attempt)
+    if alive:
+        return Status("waiting", "the job is starting, or at another run", job, attempt)
+    if job.host != os.uname().nodename:
+        return Status("lost", f"launched on {job.host}; look there", job, attempt)
+    return Status("lost", "its supervisor is gone without a word", job, attempt)
+
+
+def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
+    answer = queue.state(job.job_id)
+    attempt = _newest_attempt(run)
+    final = attempt is not None and _is_of(attempt, job) and attempt.is_final
+    if run.is_done() and (answer is None or answer.state not in scheduler.WAITING):
+        return Status("done", "done", job, attempt)
+    if answer is not None and answer.state in scheduler.WAITING:
+        start = "" if answer.start in ("", "Unknown", "N/A") else f", expected {answer.start}"
+        return Status("waiting", f"{answer.state.lower()} ({answer.reason}{start})", job, attempt)
+    if answer is not None and answer.state in scheduler.RUNNING and not final:
+        return Status("running", answer.state.lower(), job, attempt)
+    if attempt is not None and final:
+        return _final(job, attempt)
+    state = "unknown to Slurm" if answer is None else answer.state
+    return Status("lost", f"job {job.job_id} is {state}", job, attempt)
+
+
+def _final(job: Job, attempt: Attempt) -> Status:
+    if attempt.next == "stop":
+        return Status("stopped", attempt.reason, job, attempt)
+    if attempt.next == "done":
+        return Status("done", attempt.reason, job, attempt)
+    return Status("failed", attempt.reason, job, attempt)
+
+
+def _newest_attempt(run: RunDirectory) -> Attempt | None:
+    attempts = read_attempts(run)
+    return attempts[-1] if attempts else None
+
+
+def _is_of(attempt: Attempt, job: Job) -> bool:
+    return attempt.job == job.job_id and attempt.start_time >= job.time - 1.0
