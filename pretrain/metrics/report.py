@@ -2,6 +2,7 @@
 
 import html
 import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -199,8 +200,8 @@ def _meanings(records: Records) -> str:
 
 def _command(run: RunDirectory) -> str:
     told = (read_json(run.environment_path) or {}).get("command")
-    if isinstance(told, str):
-        return told
+    if isinstance(told, list):
+        return shlex.join(str(word) for word in told)
     again = f"--config {run.config_path} --name {run.path.name}-again"
     return f"cd {run.code_path} && python -m launch.slurm {again}"
 

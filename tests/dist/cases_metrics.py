@@ -1,0 +1,73 @@
+"""What ranks do in test_metrics_ranks.py."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.evaluate.classification import evaluate
+from pretrain.metrics.meter import Meter, peak_memory_gib
+from pretrain.world import World
+
+CLASSES = 7
+SAMPLES = 29
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    loss_sum: Tensor
+    images: int
+    grad_norm: float
+    skipped: bool = False
+
+
+def split_of(world: World) -> list[Batch]:
+    """This rank's share of one split: every image once, padded to equal batches."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (SAMPLES, 3, 2, 2), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+    per_step = BATCH * world.size
+    batches = []
+    for first in range(0, SAMPLES, per_step):
+        ids = torch.arange(first + world.rank * BATCH, first + (world.rank + 1) * BATCH)
+        valid = ids < SAMPLES
+        ids = ids.clamp(max=SAMPLES - 1)
+        batches.append(Batch(images[ids], labels[ids], valid))
+    return batches
+
+
+def accuracy(world: World) -> list[float]:
+    head = torch.randn(12, CLASSES, generator=torch.Generator().manual_seed(4))
+    result = evaluate(
+        lambda images: images.flatten(1) @ head,
+        split_of(world),
+        lambda images: images.float() / 255,
+        device=torch.device("cpu"),
+    )
+    return [result.images, result.top1_fraction, result.top5_fraction, result.loss]
+
+
+def meter(world: World) -> dict[str, Any]:
+    """Uneven ranks, and an interval cut by a resume."""
+    whole, before, after = Meter(), Meter(), Meter()
+    for number in range(4):
+        images = 3 + world.rank + number
+        step = Result(torch.tensor(float(images * (number + 1))), images, grad_norm=2.0 + number)
+        whole.add(step, bad_samples=world.rank)
+        (before if number < 2 else after).add(step, bad_samples=world.rank)
+        if number == 1:
+            after.load_state(before.state(), world.rank)
+    return {
+        "whole": whole.read(),
+        "resumed": after.read(),
+        "peak_gib": peak_memory_gib(torch.device("cpu")),
+    }
