@@ -12,7 +12,6 @@ The published training let patch merging round it to 16 bits (with fp16's 11-bit
 bf16's 8).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -132,11 +131,12 @@ class WindowAttention(nn.Module):
             "relative_position_index", relative_position_index(window), persistent=False
         )
 
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, windows: Tensor, window: int, mask: Tensor | None) -> Tensor:
         """Attend inside each window.
 
         Args:
-            windows: [B, N, K, C]; K may be smaller than the window that the table was made for.
+            windows: [B, N, K, C].
+            window: M, at most the one that the table was made for.
             mask: float [N, K, K] added to the logits of every image and head, or None.
 
         Returns:
@@ -145,7 +145,7 @@ class WindowAttention(nn.Module):
         batch, count, tokens, channels = windows.shape
         qkv = self.qkv(windows).view(batch, count, tokens, 3, self.heads, channels // self.heads)
         qkv = qkv.permute(3, 0, 1, 4, 2, 5)  # [3, B, N, A, K, D]
-        bias = self.position_bias(tokens)  # [A, K, K]
+        bias = self.position_bias(window)  # [A, K, K]
         if mask is None:
             query, key, value = qkv.flatten(1, 2)  # [B·N, A, K, D]
         else:
@@ -158,12 +158,11 @@ class WindowAttention(nn.Module):
         out = out.view(batch, count, self.heads, tokens, -1).transpose(2, 3)
         return self.proj(out.reshape(windows.shape))
 
-    def position_bias(self, tokens: int) -> Tensor:
-        """The table laid out for windows of ``tokens`` tokens: [A, K, K]."""
-        side = math.isqrt(tokens)
-        index = self.relative_position_index[:side, :side, :side, :side]
+    def position_bias(self, window: int) -> Tensor:
+        """The table laid out for the tokens of a window of side ``window``: [A, K, K]."""
+        index = self.relative_position_index[:window, :window, :window, :window]
         bias = self.relative_position_bias_table[index.reshape(-1)]  # [K·K, A]
-        return bias.view(tokens, tokens, self.heads).permute(2, 0, 1)
+        return bias.view(window**2, window**2, self.heads).permute(2, 0, 1)
 
 
 class Mlp(nn.Module):
@@ -192,10 +191,35 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, hidden)
 
-    def forward(self, x: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
-        """Map [B, H, W, C] to the same; ``mask`` as `shift_mask` makes it, where ``shift`` > 0."""
-        x = self._add(x, self._attend(self.norm1(x), window, shift, mask))
-        return self._add(x, self.mlp(self.norm2(x)))
+    def forward(
+        self, x: Tensor, window: int, shift: int, mask: Tensor | None, scales: Tensor | None
+    ) -> Tensor:
+        """Map [B, H, W, C] to the same.
+
+        Args:
+            x: the residual stream.
+            window: window side, tokens.
+            shift: cyclic shift, tokens; 0 for none.
+            mask: as `shift_mask` makes it, where ``shift`` > 0.
+            scales: as `draw_scales` makes it.
+        """
+        attention_scale, mlp_scale = (None, None) if scales is None else scales
+        x = add_branch(x, self._attend(self.norm1(x), window, shift, mask), attention_scale)
+        return add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
+
+    def draw_scales(self, x: Tensor) -> Tensor | None:
+        """Stochastic depth (arXiv 1603.09382): 0 or 1/keep for both branches of each image.
+
+        Drawn from torch's generator of the device, outside `forward`, which may be recomputed.
+
+        Returns:
+            [2, B, 1, 1, 1] in the residual's type (1/keep rounded to bf16 would scale every branch
+            by up to 0.4 %), or None where nothing is dropped.
+        """
+        if not self.training or self.drop_path == 0.0:
+            return None
+        keep = 1.0 - self.drop_path
+        return x.new_empty(2, x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
 
     def _attend(self, x: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
         _, height, width, _ = x.shape
@@ -204,20 +228,16 @@ class Block(nn.Module):
             x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-        windows = self.attn(partition_windows(x, window), mask)
+        windows = self.attn(partition_windows(x, window), window, mask)
         x = merge_windows(windows, window, height + pad_bottom, width + pad_right)
         if shift:
             x = x.roll((shift, shift), dims=(1, 2))
         return x[:, :height, :width]
 
-    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Residual sum with stochastic depth (arXiv 1603.09382), one draw per image."""
-        if not self.training or self.drop_path == 0.0:
-            return x + branch
-        keep = 1.0 - self.drop_path
-        # In the residual's type: 1/keep rounded to bf16 would scale every branch by up to 0.4 %.
-        scale = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
-        return x + branch * scale
+
+def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """Residual sum of [B, …] maps, the branch scaled per image by [B, 1, 1, 1] if there is one."""
+    return x + branch if scale is None else x + branch * scale
 
 
 class Stage(nn.Module):
@@ -249,11 +269,14 @@ class Stage(nn.Module):
         window, shift = fit_window(x.shape[1], x.shape[2], self.window)
         mask = self._mask_for(x, window, shift)
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)  # noqa: S101 - for the type checker
             layout = (window, shift, mask) if index % 2 else (window, 0, None)
+            inputs = (x, *layout, block.draw_scales(x))
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, *layout, use_reentrant=False)
+                # Nothing random inside: no generator state to copy from the device and back.
+                x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, *layout)
+                x = block(*inputs)
         return x
 
     def _mask_for(self, x: Tensor, window: int, shift: int) -> Tensor | None:
