@@ -45,19 +45,22 @@ def split_of(world: World) -> list[Batch]:
     return batches
 
 
-def accuracy(world: World) -> list[float]:
+def logits_of(images: Tensor) -> Tensor:
     head = torch.randn(12, CLASSES, generator=torch.Generator().manual_seed(4))
-    result = evaluate(
-        lambda images: images.flatten(1) @ head,
-        split_of(world),
-        lambda images: images.float() / 255,
-        device=torch.device("cpu"),
-    )
+    return images.flatten(1) @ head
+
+
+def prepare(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def accuracy(world: World) -> list[float]:
+    result = evaluate(logits_of, split_of(world), prepare, device=torch.device("cpu"))
     return [result.images, result.top1_fraction, result.top5_fraction, result.loss]
 
 
-def meter(world: World) -> dict[str, Any]:
-    """Uneven ranks, and an interval cut by a resume."""
+def means(world: World) -> dict[str, Any]:
+    """A split evaluated; steps of uneven ranks metered, in one interval and cut by a resume."""
     whole, before, after = Meter(), Meter(), Meter()
     for number in range(4):
         images = 3 + world.rank + number
@@ -67,6 +70,7 @@ def meter(world: World) -> dict[str, Any]:
         if number == 1:
             after.load_state(before.state(), world.rank)
     return {
+        "accuracy": accuracy(world),
         "whole": whole.read(),
         "resumed": after.read(),
         "peak_gib": peak_memory_gib(torch.device("cpu")),

@@ -1,21 +1,32 @@
 """Means over several ranks are those of one."""
 
 import pytest
+from cases_metrics import logits_of, prepare, split_of
 from ranks import run_ranks
 
-
-def test_accuracy_is_the_same_on_any_number_of_ranks():
-    alone = run_ranks("cases_metrics:accuracy", 1)[0]
-    both = run_ranks("cases_metrics:accuracy", 2)
-    assert both[0] == both[1]
-    assert alone[0] == both[0][0] == 29
-    assert alone[1:3] == both[0][1:3]
-    assert alone[3] == pytest.approx(both[0][3], rel=1e-12)
+from pretrain.evaluate.classification import count
+from pretrain.world import World
 
 
-def test_the_meter_weighs_images_over_all_ranks_and_survives_a_resume():
-    first, second = run_ranks("cases_metrics:meter", 2)
-    assert first == second
+@pytest.fixture(scope="module")
+def means():
+    first, second = run_ranks("cases_metrics:means", 2)
+    assert first == second, "every rank learns the same"
+    return first
+
+
+def test_accuracy_is_that_of_one_rank(means):
+    alone = sum(
+        count(logits_of(prepare(batch.images)), batch.labels, batch.valid)
+        for batch in split_of(World())
+    )
+    images, top1, top5, loss_sum = alone.tolist()
+    assert images == 29
+    assert means["accuracy"][:3] == [29, top1 / 29, top5 / 29]
+    assert means["accuracy"][3] == pytest.approx(loss_sum / 29, rel=1e-6)
+
+
+def test_the_meter_weighs_images_over_all_ranks_and_survives_a_resume(means):
     images = [[3 + rank + number for number in range(4)] for rank in range(2)]
     losses = sum(images[rank][number] * (number + 1) for rank in range(2) for number in range(4))
     expected = {
@@ -24,6 +35,6 @@ def test_the_meter_weighs_images_over_all_ranks_and_survives_a_resume():
         "train/skipped_steps": 0,
         "data/bad_samples": 4,
     }
-    assert first["whole"] == expected
-    assert first["resumed"] == expected
-    assert first["peak_gib"] > 0.01
+    assert means["whole"] == expected
+    assert means["resumed"] == expected
+    assert means["peak_gib"] > 0.01
