@@ -1,0 +1,90 @@
+import subprocess
+import sys
+
+import pytest
+
+from pretrain.config.schema import EngineConfig, OptimConfig
+from pretrain.engine.zero_config import zero_config
+
+GOLDEN_STAGE_1 = {
+    "train_micro_batch_size_per_gpu": 64,
+    "gradient_accumulation_steps": 2,
+    "gradient_clipping": 5.0,
+    "prescale_gradients": False,
+    "gradient_predivide_factor": 1.0,
+    "communication_data_type": None,
+    "zero_allow_untested_optimizer": False,
+    "zero_force_ds_cpu_optimizer": False,
+    "fp16": {"enabled": False},
+    "bf16": {"enabled": False},
+    "torch_autocast": {
+        "enabled": True,
+        "dtype": "bfloat16",
+        "lower_precision_safe_modules": [],
+    },
+    "zero_optimization": {
+        "stage": 1,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 50_000_000,
+        "use_multi_rank_bucket_allreduce": True,
+        "allgather_partitions": True,
+        "allgather_bucket_size": 50_000_000,
+        "overlap_comm": False,
+        "round_robin_gradients": False,
+        "elastic_checkpoint": False,
+        "ignore_unused_parameters": True,
+        "memory_efficient_linear": False,
+    },
+    "steps_per_print": 2**31,
+    "wall_clock_breakdown": False,
+    "memory_breakdown": False,
+    "dump_state": False,
+}
+
+
+def make(clip: float = 5.0, **engine):
+    return zero_config(EngineConfig(**engine), OptimConfig(lr=1.0, clip_grad_norm=clip), 64, 2)
+
+
+def test_golden_default():
+    assert make() == GOLDEN_STAGE_1
+
+
+def test_golden_stage_3():
+    expected = GOLDEN_STAGE_1["zero_optimization"] | {
+        "stage": 3,
+        "overlap_comm": True,
+        "sub_group_size": 1_000_000_000,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 10_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }
+    assert make(zero_stage=3) == GOLDEN_STAGE_1 | {"zero_optimization": expected}
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_clipping_is_always_written(clip):
+    assert make(clip)["gradient_clipping"] == clip
+
+
+def test_fp32_turns_autocast_off():
+    assert make(precision="fp32")["torch_autocast"]["enabled"] is False
+
+
+def test_bf16_reduction_names_the_modules():
+    modules = make(reduce_dtype="bf16")["torch_autocast"]["lower_precision_safe_modules"]
+    assert modules == ["torch.nn.Linear", "torch.nn.Conv2d"]
+
+
+def test_plans_need_no_torch():
+    code = (
+        "import sys, pretrain.engine.zero_config, pretrain.engine.schedule, "
+        "pretrain.checkpoint.layout; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.split() == ["False", "False"]
