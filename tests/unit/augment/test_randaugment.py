@@ -118,6 +118,16 @@ def test_probability_level_and_sign_follow_the_policy():
     assert correlation.abs().max() < 2 * tolerance
 
 
+def test_layers_are_independent():
+    augment = RandAugment(parse_policy("rand-m5-mstd0.5-inc1"), FILL)
+    columns = []
+    for layer in (0, 1):
+        chosen, levels, signs = augment.draw(SEEDS, layer)
+        columns += [(chosen >= 0).double(), levels, signs]
+    correlation = torch.corrcoef(torch.stack(columns)) - torch.eye(6)
+    assert correlation.abs().max() < 5 / math.sqrt(len(SEEDS))
+
+
 def test_layers_and_probability_are_obeyed():
     images = make_pictures(8, 20, 20)
     seeds = torch.arange(8)
