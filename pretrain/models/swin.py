@@ -88,10 +88,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images that patches do not tile are padded with zeros below and to the right."""
-        pad_bottom, pad_right = (
-            -images.shape[2] % self.patch_size,
-            -images.shape[3] % self.patch_size,
-        )
+        height, width = images.shape[2:]
+        pad_bottom, pad_right = -height % self.patch_size, -width % self.patch_size
         if pad_bottom or pad_right:
             images = F.pad(images, (0, pad_right, 0, pad_bottom))
         x = self.proj(images).permute(0, 2, 3, 1)
@@ -174,7 +172,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, C] to [… , C]."""
+        """[…, C] to […, C]."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 

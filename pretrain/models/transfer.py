@@ -71,7 +71,8 @@ def transfer(
     """Copy ``weights`` into ``model``, in place, fitting windows and classes.
 
     Nothing is copied unless everything fits. Where the source names no classes, a head of the same
-    size is copied as it is, any other becomes zeros.
+    size is copied as it is, any other becomes zeros. Any rank, alone: nothing is communicated; the
+    model must not yet be in an engine that splits its parameters.
 
     Args:
         weights: the source's state dict, official names, any floating type, on any device.

@@ -216,13 +216,14 @@ def test_the_whole_model_takes_any_float_type(dtype):
     assert (converted - exact).abs().max() < tolerance * exact.abs().max()
 
 
-@pytest.mark.parametrize("stages", [("none",) * 4, RECOMPUTE_ALL], ids=["kept", "recomputed"])
-def test_compiles_without_graph_breaks_to_the_same_results(stages):
+def test_compiles_without_graph_breaks_to_the_same_results():
     torch.compiler.reset()
-    shape = tiny_shape(drop_path=0.5)
+    shape = Shape(12, (2, 2, 1, 1), (1, 2, 3, 6), 64, 4, 5, drop_path=0.5)
+    stages = ("none", "full", "none", "full")
     plain, compiled = (randomized(Swin(shape, stages)) for _ in range(2))
     compiled.compile(backend="eager", fullgraph=True, dynamic=False)
     expected, found = train_step(plain, images()), train_step(compiled, images())
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     odd = images(1, 70, 50)  # maps that the kept masks do not fit
-    assert torch.equal(plain.eval()(odd), compiled.eval()(odd))
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(odd), compiled.eval()(odd))

@@ -1,6 +1,7 @@
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,6 +139,22 @@ def test_untiled_image_sizes_are_refused_with_the_nearest(image_size, window_siz
         check_image_size(shape)
 
 
+@pytest.mark.parametrize("window_size", [1, 4, 7, 8, 12])
+def test_sizes_pass_exactly_where_nothing_is_padded_and_those_named_pass(window_size):
+    def pads(image_size: int) -> bool:
+        maps = stage_maps(tiny_shape(image_size, window_size))
+        return image_size % 32 != 0 or any(side % window for side, window, _ in maps)
+
+    for image_size in [*range(1, 1200, 7), *range(32, 1200, 32)]:
+        try:
+            check_image_size(tiny_shape(image_size, window_size))
+            assert not pads(image_size), image_size
+        except ConfigError as error:
+            assert pads(image_size), image_size
+            named = str(error).rpartition(": ")[2].split(" or ")
+            assert not any(pads(int(size)) for size in named)
+
+
 class SavingAttention(torch.autograd.Function):
     """Attention that saves what the memory-efficient kernel of a GPU saves."""
 
@@ -189,10 +206,9 @@ def test_activation_estimate_is_what_a_forward_pass_keeps(monkeypatch, precision
     measured = (kept_bytes(model, 3, precision) - kept_bytes(model, 1, precision)) / 2
     estimate = activation_bytes_per_image(shape, precision, (recompute,) * 4)
     if recompute == "full":  # beside what is kept, the estimate holds one recomputed block
-        largest = Shape(**{**vars(shape), "depths": (3, 2, 6, 2)})
-        shifted = Shape(**{**vars(shape), "depths": (4, 2, 6, 2)})
-        estimate -= activation_bytes_per_image(shifted, precision)
-        estimate += activation_bytes_per_image(largest, precision)
+        deeper, deepest = (replace(shape, depths=(depth, 2, 6, 2)) for depth in (3, 4))
+        estimate += activation_bytes_per_image(deeper, precision)
+        estimate -= activation_bytes_per_image(deepest, precision)
     assert measured == pytest.approx(estimate, rel=0.02)
 
 
