@@ -8,6 +8,7 @@ from pathlib import Path
 from pretrain.config.load import expand_chain, load_run
 from pretrain.config.schema import RunConfig
 from pretrain.errors import ConfigError, run_command
+from pretrain.job import Job
 from pretrain.plan.derive import make_plan
 from pretrain.plan.render import render
 from pretrain.plan.resources import gpus_here, resources_of_world
@@ -81,12 +82,14 @@ def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) 
     run.check(config)
 
     # Only now is torch worth its seconds.
+    import torch
+
     from pretrain import dist
-    from pretrain.train import Job, device_of, train
+    from pretrain.train import train
 
     attempt = int(os.environ.get(ATTEMPT_VARIABLE, "0")) or next_attempt(run)
     job = Job(run, config, plan, manifest, world, attempt)
-    dist.initialize(world, device_of(job), config.engine.collective_timeout_seconds)
+    dist.initialize(world, torch.device(job.device), config.engine.collective_timeout_seconds)
     if create and world.rank == 0:
         run.create(config, plan.to_json())
         print(render(config, plan), flush=True)

@@ -6,10 +6,9 @@ the loop. Every function here is called by every rank.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,15 +17,14 @@ from pretrain import dist
 from pretrain.augment.pipeline import Augment, normalize
 from pretrain.checkpoint.resume import CheckpointReader, newest_valid_for_all
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.config.schema import RunConfig
 from pretrain.convert.export import read_weights, write_export
-from pretrain.data.batch import Batch
+from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, eval_batches, train_batches
-from pretrain.data.manifest import Manifest
 from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import learning_rate
 from pretrain.errors import CheckpointError
 from pretrain.evaluate.classification import evaluate
+from pretrain.job import Job
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
@@ -34,32 +32,9 @@ from pretrain.metrics.report import write_report
 from pretrain.models.build import build
 from pretrain.models.swin import Swin
 from pretrain.models.transfer import transfer
-from pretrain.plan.derive import Plan
 from pretrain.preflight import initial_weights_path
-from pretrain.run_directory import RunDirectory, learning_sha256, replace_text
+from pretrain.run_directory import learning_sha256, replace_text
 from pretrain.stop import StopRequest
-from pretrain.world import World
-
-
-@dataclass(frozen=True)
-class Job:
-    """What this process is to do, before torch does anything.
-
-    Attributes:
-        run: the run's directory, existing.
-        config: the run's config.
-        plan: what follows from it at this world size.
-        manifest: of the data.
-        world: this process's place.
-        attempt: number of this life of the run, from 1.
-    """
-
-    run: RunDirectory
-    config: RunConfig
-    plan: Plan
-    manifest: Manifest
-    world: World
-    attempt: int
 
 
 @dataclass
@@ -75,7 +50,8 @@ class Parts:
     clock: Clock
     meter: Meter
     stop: StopRequest
-    bad_samples: list[str] = field(default_factory=list)
+    bad_samples: list[BadSample] = field(default_factory=list)
+    """Of this rank, not reported yet."""
 
 
 def train(job: Job) -> str:
@@ -90,8 +66,8 @@ def train(job: Job) -> str:
         PretrainError: something a person must mend; every other error is a defect.
     """
     stop = StopRequest()
-    device = device_of(job)
-    torch.set_num_threads(_threads(job))
+    device = torch.device(job.device)
+    torch.set_num_threads(job.threads)
     with ExitStack() as stack:
         reader = find_checkpoint(job)
         first_step = 0 if reader is None else reader.step
@@ -119,12 +95,6 @@ def train(job: Job) -> str:
     return outcome
 
 
-def device_of(job: Job) -> torch.device:
-    """Return where this rank computes."""
-    cuda = job.plan.device == "cuda"
-    return torch.device("cuda", job.world.local_rank) if cuda else torch.device("cpu")
-
-
 def find_checkpoint(job: Job) -> CheckpointReader | None:
     """Return the newest sound checkpoint of the run, or None before the first.
 
@@ -136,7 +106,7 @@ def find_checkpoint(job: Job) -> CheckpointReader | None:
     if reader is None and refusals:
         lines = [f"{directory}: no checkpoint is sound; move them away to start over", *refusals]
         raise CheckpointError("\n".join(lines))
-    if reader is not None and reader.state["data"] != _data_fingerprint(job):
+    if reader is not None and reader.state["data"] != job.data_fingerprint:
         raise CheckpointError(
             f"{reader.directory}: was trained on other shards than {job.manifest.root} holds now; "
             "restore them, or start another run (--name)"
@@ -208,10 +178,11 @@ def run_steps(parts: Parts, first_step: int) -> str:
     with batches:
         stream = parts.clock.waiting(batches)
         for step in range(first_step, plan.total_steps):
+            bad_before = len(parts.bad_samples)
             with parts.clock.phase("step"):
                 lr = rate(parts, step)
                 result = parts.engine.train_step(micro_batches(parts, stream, step), lr)
-            parts.meter.add(result, len(parts.bad_samples))
+            parts.meter.add(result, len(parts.bad_samples) - bad_before)
             done, last = step + 1, step + 1 == plan.total_steps
             if done % config.log.every_steps == 0 or last:
                 record(parts, done, lr)
@@ -251,10 +222,9 @@ def micro_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield this rank's augmented micro-batches of a step, each made when it is asked for."""
     plan, rank = parts.job.plan, parts.job.world.rank
-    parts.bad_samples = []
     for number in range(rank * plan.accumulation, (rank + 1) * plan.accumulation):
         batch = next(stream)
-        parts.bad_samples += [str(bad) for bad in batch.bad]
+        parts.bad_samples += batch.bad
         # Drop path draws from torch: the same at any resume, different in every micro-batch.
         torch.manual_seed(_stream_seed(parts.job.config.seed, step, number))
         yield parts.augment(
@@ -290,6 +260,16 @@ def record(parts: Parts, done: int, lr: float) -> None:
     values["data/samples_consumed"] = done * plan.global_batch
     values["memory/peak_gib"] = peak_memory_gib(parts.device)
     parts.recorder.write(done, values, eta_seconds=parts.clock.eta_seconds(done))
+    if values["data/bad_samples"]:
+        report_bad_samples(parts, done)
+
+
+def report_bad_samples(parts: Parts, done: int) -> None:
+    """Write an event for each sample that some rank could not use since the last report."""
+    for of_rank in dist.gather_objects([asdict(bad) for bad in parts.bad_samples]):
+        for bad in of_rank:
+            parts.recorder.event("bad_sample", step=done, **bad)
+    parts.bad_samples.clear()
 
 
 def measure_accuracy(parts: Parts, done: int) -> None:
@@ -311,11 +291,20 @@ def measure_accuracy(parts: Parts, done: int) -> None:
         with batches:
             result = evaluate(
                 parts.engine.logits,
-                batches,
+                noting_bad_samples(parts, batches),
                 lambda images: normalize(images, settings.mean, settings.std),
                 device=parts.device,
             )
     parts.recorder.write(done, result.metrics())
+    if result.images != job.plan.eval_samples:
+        report_bad_samples(parts, done)
+
+
+def noting_bad_samples(parts: Parts, batches: Batches) -> Iterator[Batch]:
+    """Pass batches on, keeping what could not be read for the report."""
+    for batch in batches:
+        parts.bad_samples += batch.bad
+        yield batch
 
 
 def save(parts: Parts, done: int, *, must: bool) -> None:
@@ -336,7 +325,7 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
                     "engine": parts.engine.state(),
                     "clock": parts.clock.state(),
                     "meter": parts.meter.state(),
-                    "data": _data_fingerprint(parts.job),
+                    "data": parts.job.data_fingerprint,
                 },
                 samples_consumed=done * parts.job.plan.global_batch,
                 config_sha256=learning_sha256(parts.job.config),
@@ -388,15 +377,6 @@ def leave_outcome(job: Job, outcome: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps({"outcome": outcome}) + "\n")
     dist.barrier()
-
-
-def _threads(job: Job) -> int:
-    cores = len(os.sched_getaffinity(0))
-    return job.config.engine.threads_per_rank or max(1, cores // job.world.local_size)
-
-
-def _data_fingerprint(job: Job) -> str:
-    return job.manifest.fingerprint(job.config.data.train_split)
 
 
 def _stream_seed(*numbers: int) -> int:

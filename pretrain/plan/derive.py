@@ -116,13 +116,7 @@ def make_plan(
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
     global_batch = config.batch.global_size
-    steps_per_epoch = train_samples // global_batch
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"batch.global_size: {global_batch} is more than the {train_samples} samples of split "
-            f"'{config.data.train_split}'; give batch.global_size={_power_of_two(train_samples)} "
-            "or more data"
-        )
+    steps_per_epoch = _steps_per_epoch(config, train_samples)
     total_steps = steps_per_epoch * config.schedule.epochs
     lr_scale = global_batch / (config.optim.lr_reference_batch or global_batch)
     parameters = count_parameters(shape)
@@ -198,6 +192,17 @@ def model_shape(config: RunConfig) -> Shape:
     shape = shape_of(config.model)
     check_image_size(shape)
     return shape
+
+
+def _steps_per_epoch(config: RunConfig, train_samples: int) -> int:
+    steps = train_samples // config.batch.global_size
+    if steps == 0:
+        raise ConfigError(
+            f"batch.global_size: {config.batch.global_size} is more than the {train_samples} "
+            f"samples of split '{config.data.train_split}'; "
+            f"give batch.global_size={_power_of_two(train_samples)} or more data"
+        )
+    return steps
 
 
 def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:

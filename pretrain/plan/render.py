@@ -112,4 +112,5 @@ def _number(value: float) -> str:
 def _duration(hours: float) -> str:
     if hours >= 1:
         return f"{_number(hours)} hours" if hours >= 100 else f"{hours:.1f} hours"
-    return f"{max(1, round(hours * 60))} minutes"
+    minutes = max(1, round(hours * 60))
+    return f"{minutes} minute{'s'[: minutes > 1]}"

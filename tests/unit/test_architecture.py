@@ -28,6 +28,8 @@ TORCH_FREE = (
     "pretrain.world",
     "pretrain.run_directory",
     "pretrain.preflight",
+    "pretrain.job",
+    "pretrain.__main__",
     "pretrain.config.load",
     "pretrain.plan.derive",
     "pretrain.plan.render",
