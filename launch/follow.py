@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -196,11 +197,9 @@ def ending(run: RunDirectory, status: Status) -> list[str]:
     """The last lines about a run: how it ended, where everything is, what to do next."""
     name = run.path.name
     lines = []
-    attempt = status.attempt
-    if status.phase in ("failed", "lost") and attempt is not None:
-        culprit = attempt.culprit_rank or 0
-        log = run.rank_log(attempt.number, culprit)
-        tail = log_tail(log)
+    if status.phase in ("failed", "lost"):
+        log = _telling_log(run, status)
+        tail = log_tail(log) if log else []
         lines += [f"last lines of {log}:", *(f"  {line}" for line in tail)] if tail else []
     lines.append(f"{name}: {status.phase}: {status.detail}")
     lines.append(f"run directory: {run.path}")
@@ -210,6 +209,14 @@ def ending(run: RunDirectory, status: Status) -> list[str]:
     where = "from the start" if saved is None else f"from step {saved}"
     lines.append(f"next: the same command goes on {where}")
     return lines
+
+
+def _telling_log(run: RunDirectory, status: Status) -> Path | None:
+    """The log in which the cause should be: the culprit's, or the supervisor's if it came first."""
+    attempt, job = status.attempt, status.job
+    if attempt is not None and (job is None or attempt.job == job.job_id):
+        return run.rank_log(attempt.number, attempt.culprit_rank or 0)
+    return Path(job.log) if job is not None else None
 
 
 def _results(run: RunDirectory) -> list[str]:

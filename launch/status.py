@@ -45,23 +45,28 @@ class Queue:
 
     def __init__(self, seconds: float = QUEUE_SECONDS) -> None:
         self._seconds = seconds
-        self._answers: dict[str, tuple[float, scheduler.JobState | None]] = {}
+        self._answers: dict[str, tuple[float, Attempt | None, scheduler.JobState | None]] = {}
 
-    def state(self, job_id: str) -> scheduler.JobState | None:
+    def state(self, job_id: str, attempt: Attempt | None) -> scheduler.JobState | None:
         """The job's state; None once Slurm has forgotten it.
+
+        Args:
+            job_id: Slurm's.
+            attempt: the newest in the run's ledger; a change there makes older answers doubtful.
 
         Raises:
             LaunchError: Slurm has never answered about this job.
         """
-        asked, answer = self._answers.get(job_id, (None, None))
-        if asked is not None and time.monotonic() - asked < self._seconds:
+        asked, known, answer = self._answers.get(job_id, (None, None, None))
+        fresh = asked is not None and time.monotonic() - asked < self._seconds
+        if fresh and known == attempt:
             return answer
         try:
             answer = scheduler.job_state(job_id)
         except LaunchError:
             if asked is None:
                 raise
-        self._answers[job_id] = (time.monotonic(), answer)
+        self._answers[job_id] = (time.monotonic(), attempt, answer)
         return answer
 
 
@@ -96,8 +101,8 @@ def look(run: RunDirectory, queue: Queue) -> Status:
 
 
 def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
-    answer = queue.state(job.job_id)
     attempt = _newest_attempt(run)
+    answer = queue.state(job.job_id, attempt)
     final = attempt is not None and _is_of(attempt, job) and attempt.is_final
     if run.is_done() and (answer is None or answer.state not in scheduler.WAITING):
         return Status("done", "done", job, attempt)

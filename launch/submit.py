@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from launch.processes import start_ticks
 from launch.supervisor import layout_of, run_job
@@ -37,6 +37,7 @@ class Job:
         job_id: Slurm's, or the process id of submitit's local controller.
         host: where it was submitted.
         time: when, unix seconds.
+        log: what the supervisor prints.
         ticks: start of the local controller in clock ticks; None under Slurm.
     """
 
@@ -44,6 +45,7 @@ class Job:
     job_id: str
     host: str
     time: float
+    log: str
     ticks: int | None = None
 
 
@@ -104,7 +106,8 @@ def submit_local(
     if setup:
         program = ["bash", "-c", "\n".join([*setup, f"exec {shlex.join(program)}"])]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SUBMITIT_"))}
-    with (first.submitit_dir / "submit.log").open("ab") as log:
+    log_path = first.submitit_dir / "submit.log"
+    with log_path.open("wb") as log:
         answer = subprocess.run(
             program,
             cwd=first.code_path,
@@ -116,7 +119,8 @@ def submit_local(
             check=False,
         )
     if answer.returncode != 0:
-        raise LaunchError(f"the job did not start; see {first.submitit_dir / 'submit.log'}")
+        said = _last_line(log_path.read_text(encoding="utf-8", errors="replace"))
+        raise LaunchError(f"the job did not start: {said}; all of it is in {log_path}")
     job = read_job(first)
     if job is None:
         raise LaunchError(f"{first.job_path}: vanished; launch again")
@@ -145,7 +149,8 @@ def submit_slurm(
         submitted = executor.submit(run_job, [str(run.path)], list(command) if command else None)
     except (FailedJobError, FailedSubmissionError) as error:
         raise LaunchError(f"sbatch refuses the job: {_last_line(str(error))}") from None
-    job = Job("slurm", submitted.job_id, os.uname().nodename, time.time())
+    log = str(submitted.paths.stdout)
+    job = Job("slurm", submitted.job_id, os.uname().nodename, time.time(), log)
     replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
     return job
 
@@ -235,8 +240,15 @@ def _start_controller(
     executor.update_parameters(
         timeout_min=LOCAL_LIMIT_MINUTES, tasks_per_node=1, stderr_to_stdout=True
     )
-    job_id = cast(str, executor.submit(run_job, [*before, *paths], command).job_id)
-    job = Job("local", job_id, os.uname().nodename, time.time(), start_ticks(int(job_id)))
+    submitted = executor.submit(run_job, [*before, *paths], command)
+    job = Job(
+        executor="local",
+        job_id=submitted.job_id,
+        host=os.uname().nodename,
+        time=time.time(),
+        log=str(submitted.paths.stdout),
+        ticks=start_ticks(int(submitted.job_id)),
+    )
     for run in runs:
         replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
 

@@ -45,6 +45,8 @@ LEAVE_SECONDS = 300.0
 """Time for the last rank to leave after the first one has."""
 LEFTOVER_SECONDS = 60.0
 """Time for ranks that outlived a killed supervisor to finish saving."""
+LOCK_SECONDS = 180.0
+"""More than the lease after which NFS frees the locks of a client that is gone."""
 LOG_TAIL_LINES = 20
 
 
@@ -140,12 +142,13 @@ def _take_turn(
 def supervise(run: RunDirectory, request: StopRequest, command: Sequence[str] | None = None) -> int:
     """Bring one run to its end, through as many attempts as it takes.
 
-    Where another supervisor has the run, wait for its end; in Slurm, where waiting would waste the
-    nodes, give up.
+    Where another supervisor has the run, wait for its end; in Slurm, where waiting wastes nodes,
+    only as long as a network file system takes to forget the lock of a lost machine.
 
     Returns:
         0 done, 70 failed for good, 75 stopped on request (or put back into Slurm's queue).
     """
+    give_up = time.monotonic() + LOCK_SECONDS
     while not request.stop:
         with supervisor_lock(run, job_id()) as held:
             if held and run.is_done():
@@ -153,7 +156,7 @@ def supervise(run: RunDirectory, request: StopRequest, command: Sequence[str] | 
                 return EXIT_DONE
             if held:
                 return _Supervisor(run, request, command or rank_command(run)).bring_to_end()
-        if "SLURM_JOB_ID" in os.environ:
+        if "SLURM_JOB_ID" in os.environ and time.monotonic() > give_up:
             print(f"{run.path}: another supervisor has this run; nothing was started", flush=True)
             return EXIT_FAILED
         time.sleep(1.0)

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from fake_project import FakeProject, clean_environment
 
 from launch.ledger import read_attempts
 from launch.processes import is_alive, lock_holder
+from launch.slurm import main
 from launch.submit import read_job
+from pretrain.errors import PretrainError
 from pretrain.run_directory import RunDirectory
 
 LOCAL = ("--cluster", "local")
@@ -64,13 +67,17 @@ def test_launch_follow_and_launch_again(project: FakeProject) -> None:
     assert "seed: the run has 0, got 3" in output
 
 
-def test_a_chain_is_one_job(project: FakeProject) -> None:
+def test_a_chain_is_one_job_and_sees_the_gpus_of_the_user(
+    project: FakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     code, output = project.launch("--config", "both", *LOCAL)
     assert code == 0, output
     first, second = (RunDirectory(project.runs / name) for name in ("first", "second"))
     assert first.is_done()
     assert second.is_done()
     assert read_job(first) == read_job(second)
+    assert "gpus 6,7" in second.rank_log(1, 1).read_text()
     end_of_first = first.read_progress()
     assert end_of_first is not None
     assert read_attempts(second)[0].start_time > end_of_first["time"]
@@ -147,16 +154,6 @@ def test_ranks_leave_when_controller_and_supervisor_are_killed(project: FakeProj
     assert [attempt.outcome for attempt in read_attempts(run)] == [None, "done"]
 
 
-def test_the_mask_of_gpus_reaches_the_ranks(
-    project: FakeProject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
-    code, output = project.launch("--config", "first", *LOCAL)
-    assert code == 0, output
-    log = RunDirectory(project.runs / "first").rank_log(1, 1).read_text()
-    assert "gpus 6,7" in log
-
-
 def test_plan_and_dry_run_write_nothing_and_load_nothing_heavy(project: FakeProject) -> None:
     before = sorted(project.root.parent.iterdir())
     code, output = project.launch("--config", "both", *LOCAL, "--plan")
@@ -184,22 +181,29 @@ def test_plan_and_dry_run_write_nothing_and_load_nothing_heavy(project: FakeProj
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--config", "frist"), "did you mean 'first'?"),
-        (("--config", "first", "optim.lrr=1"), "optim.lrr"),
-        (("--config", "both", "--name", "x"), "--name: names one run"),
-        (("--config", "first", "--config", "first"), "two runs are named first"),
-        (("--config", "second"), "init_from: first"),
-        (("--config", "first", "data.path=/nowhere"), "/nowhere"),
+        (["frist"], "did you mean 'first'?"),
+        (["first", "optim.lrr=1"], "optim.lrr"),
+        (["both", "--name", "x"], "--name: names one run"),
+        (["first", "--config", "first"], "two runs are named first"),
+        (["second"], "init_from: first"),
+        (["first", "data.path=/nowhere"], "/nowhere"),
+        (["first", "runs_dir=/proc/x"], "/proc"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(
-    project: FakeProject, arguments: tuple[str, ...], message: str
+def test_bad_input_is_an_error_and_writes_nothing(
+    project: FakeProject, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    code, output = project.launch(*arguments, *LOCAL)
-    assert code == 2
-    assert message in output
-    assert "Traceback" not in output
+    monkeypatch.setattr("pretrain.config.load.CONFIGS_DIR", project.root / "configs")
+    with pytest.raises(PretrainError, match=re.escape(message)):
+        main(["--config", *arguments, *LOCAL])
     assert not project.runs.exists()
+
+
+def test_bad_input_is_one_line_and_exit_code_two(project: FakeProject) -> None:
+    code, output = project.launch("--config", "first", *LOCAL, "seed=-1")
+    assert code == 2
+    (line,) = output.splitlines()
+    assert line.startswith("error: override 'seed=-1': seed: ")
 
 
 def test_a_terminal_gets_a_bar(project: FakeProject) -> None:

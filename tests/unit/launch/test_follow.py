@@ -1,0 +1,76 @@
+"""What is shown about a run."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.follow import ending, progress_line
+from launch.ledger import Attempt
+from launch.status import Status
+from launch.submit import Job
+from pretrain.run_directory import RunDirectory
+
+
+def test_a_line_says_what_is_known_and_nothing_else() -> None:
+    progress = {
+        "state": "training",
+        "step": 1200,
+        "total_steps": 4800,
+        "images_per_second": 1234.5,
+        "loss": 6.25,
+        "eta_seconds": 3725.4,
+        "time": 100.0,
+    }
+    assert progress_line("first", progress, now=101.0) == (
+        "first training step 1,200/4,800 (25.0 %) | 1,234 images/s | loss 6.25 | time left 1:02:05"
+    )
+    starting = {"state": "starting", "step": 0, "total_steps": 4800, "eta_seconds": None}
+    assert progress_line("first", starting, now=0.0) == (
+        "first starting step 0/4,800 (0.0 %) | time left unknown"
+    )
+    assert progress_line("first", progress, now=190.0).endswith("no news for 90 s")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    log = tmp_path / "supervisor_log.out"
+    log.write_text("ModuleNotFoundError: nothing\n")
+    return Job("local", "7", "h", 0.0, str(log))
+
+
+def test_a_failure_shows_the_culprits_last_lines(tmp_path: Path, job: Job) -> None:
+    run = RunDirectory(tmp_path / "first")
+    run.attempt_dir(2).mkdir(parents=True)
+    run.rank_log(2, 3).write_text("\n".join(f"line {i}" for i in range(100)))
+    attempt = Attempt(2, "7", "h", 0.0, None, culprit_rank=3)
+    lines = ending(run, Status("failed", "why", job, attempt))
+    assert lines[0] == f"last lines of {run.rank_log(2, 3)}:"
+    assert lines[1:21] == [f"  line {i}" for i in range(80, 100)]
+    assert "first: failed: why" in lines
+    assert lines[-1] == "next: the same command goes on from the start"
+
+
+def test_a_lost_job_shows_what_its_supervisor_said(tmp_path: Path, job: Job) -> None:
+    run = RunDirectory(tmp_path / "first")
+    (run.checkpoints_dir / "step_00000040").mkdir(parents=True)
+    earlier = Attempt(1, "6", "h", 0.0, None)
+    lines = ending(run, Status("lost", "gone", job, earlier))
+    assert lines[1] == "  ModuleNotFoundError: nothing"
+    assert lines[-1] == "next: the same command goes on from step 40"
+
+
+def test_a_finished_run_names_what_exists(tmp_path: Path, job: Job) -> None:
+    run = RunDirectory(tmp_path / "first")
+    run.path.mkdir()
+    status = Status("done", "done at step 5", job, None)
+    assert ending(run, status) == ["first: done: done at step 5", f"run directory: {run.path}"]
+    run.report_path.touch()
+    run.export_dir.mkdir()
+    (run.wandb_dir / "offline-run-1").mkdir(parents=True)
+    run.progress_path.write_text('{"state": "done", "eval_top1_fraction": 0.8125}')
+    assert ending(run, status)[2:] == [
+        f"report: {run.report_path}",
+        f"exported weights: {run.export_dir}",
+        "accuracy: top-1 81.25 %",
+        f"to Weights & Biases: wandb sync {run.wandb_dir / 'offline-run-1'}",
+    ]
