@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
+from pretrain.augment.policy import parse_policy
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import Manifest
 from pretrain.errors import ConfigError
@@ -111,8 +112,7 @@ def make_plan(
         ConfigError: the batch does not divide, the image does not suit the window, the class list
             and the head differ, or the data is smaller than one step.
     """
-    shape = shape_of(config.model)
-    check_image_size(shape)
+    shape = _checked_shape(config)
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
     global_batch = config.batch.global_size
@@ -187,10 +187,12 @@ def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
     return groups * group, groups_per_rank // groups
 
 
-def model_shape(config: RunConfig) -> Shape:
-    """Return the checked shape of the config's model."""
+def _checked_shape(config: RunConfig) -> Shape:
+    """Return the model's shape after checks that need nothing but the config."""
     shape = shape_of(config.model)
     check_image_size(shape)
+    if config.augment.randaugment is not None:
+        parse_policy(config.augment.randaugment)
     return shape
 
 

@@ -68,6 +68,7 @@ def typed(request, tmp_path, small_shards, monkeypatch, capsys):
         ("seed=one", 'seed: input should be a valid integer, got "one"'),
         ("batch.global_size=20", "20 does not divide into 1 ranks x mixing groups of 8"),
         ("model.image_size=48", "model.image_size: got 48"),
+        ("augment.randaugment=rand-x9", "augment.randaugment"),
         ("data.path=nowhere", "nowhere/manifest.json does not exist; build them with:"),
         ("model.num_classes=3", "class list"),
         ("model.num_classes=5", "shorter than the head: 4 classes, head of 5"),
