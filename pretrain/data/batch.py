@@ -165,12 +165,14 @@ class _Made:
     def put(self, slot: int, sample_id: int, reader: ShardReader, to_image: _ToImage) -> bool:
         """Fill a slot; False (and the reason noted) when the sample cannot be used."""
         shard, position = reader.locate(sample_id)
-        key = f"sample {position}"
         try:
             sample = reader.read(sample_id)
-            key = sample.key
-            self.images[slot] = to_image(sample.data)
-        except (BadSampleError, ImageError) as error:
+            try:
+                self.images[slot] = to_image(sample.data)
+            except ImageError as error:
+                raise BadSampleError(str(error), sample.key) from None
+        except BadSampleError as error:
+            key = error.key or f"sample {position}"
             self.bad.append(BadSample(shard.file, key, str(error)))
             return False
         self.labels[slot] = sample.label

@@ -67,7 +67,7 @@ def train_image(
 ) -> torch.Tensor:
     """Decode an image file and take its training crop: uint8 [3, image_size, image_size].
 
-    A JPEG whose crop is at least twice the target is decoded at 1/2, 1/4 or 1/8.
+    A JPEG whose crop is far larger than the target is decoded at 1/2, 1/4 or 1/8 first.
 
     Raises:
         ImageError: the file cannot be decoded.
@@ -76,7 +76,8 @@ def train_image(
     box = random_resized_crop_box(seed, header.height, header.width, scale, ratio)
     factor = _decode_factor(min(box.height, box.width), image_size)
     pixels = decode_rgb(data, header, factor)
-    box = _scaled(box, pixels.shape[0] / header.height, pixels.shape[1] / header.width)
+    if pixels.shape[:2] != (header.height, header.width):
+        box = _scaled(box, factor, header.height // factor, header.width // factor)
     cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     return resize(cut, image_size, image_size)
 
@@ -118,14 +119,18 @@ def resize(pixels: PixelArray, height: int, width: int) -> torch.Tensor:
 
 
 def _decode_factor(crop_side: int, image_size: int) -> int:
-    return next((factor for factor in (8, 4, 2) if crop_side >= factor * image_size), 1)
+    # Twice the target remains: whole pixels of the reduced image then place the box to within a
+    # quarter of a pixel of the result.
+    return next((f for f in (8, 4, 2) if crop_side >= 2 * f * image_size), 1)
 
 
-def _scaled(box: Box, row_scale: float, column_scale: float) -> Box:
-    top, left = round(box.top * row_scale), round(box.left * column_scale)
-    bottom = round((box.top + box.height) * row_scale)
-    right = round((box.left + box.width) * column_scale)
-    return Box(top, left, max(1, bottom - top), max(1, right - left))
+def _scaled(box: Box, factor: int, rows: int, columns: int) -> Box:
+    """The box in an image reduced by ``factor`` that has ``rows`` and ``columns`` whole pixels."""
+    top, left = round(box.top / factor), round(box.left / factor)
+    # The last row and column may hold padding from beyond the image: they are not used.
+    bottom = min(rows, round((box.top + box.height) / factor))
+    right = min(columns, round((box.left + box.width) / factor))
+    return Box(top, left, bottom - top, right - left)
 
 
 class _Uniform:

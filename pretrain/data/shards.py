@@ -42,7 +42,15 @@ _MOST_OPEN = 8192
 
 
 class BadSampleError(Exception):
-    """A sample that cannot be used; the message is the reason, the loader replaces the sample."""
+    """A sample that cannot be used; the message is the reason, the loader replaces the sample.
+
+    Attributes:
+        key: the sample's key in its shard, where it could be told.
+    """
+
+    def __init__(self, reason: str, key: str | None = None):
+        super().__init__(reason)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -123,12 +131,13 @@ class ShardReader:
         size = header[124:136].rstrip(b"\0 ")
         if zlib.crc32(name) != record["name_crc32"] or size != b"%011o" % record["bytes"]:
             raise BadSampleError("the index does not belong to the shard")
+        key = name.decode().rpartition(".")[0]
         if zlib.crc32(data) != record["data_crc32"]:
-            raise BadSampleError("its bytes have changed since it was packed")
+            raise BadSampleError("its bytes have changed since it was packed", key)
         label = int(record["label"])
         if not 0 <= label < self._num_classes:
-            raise BadSampleError(f"label {label}, expected 0 to {self._num_classes - 1}")
-        return Sample(data=data, label=label, key=name.decode().rpartition(".")[0])
+            raise BadSampleError(f"label {label}, expected 0 to {self._num_classes - 1}", key)
+        return Sample(data=data, label=label, key=key)
 
     def _opened(self, number: int) -> _OpenShard:
         if number in self._open:

@@ -1,0 +1,149 @@
+import tarfile
+
+import numpy as np
+import pytest
+
+from pretrain.data import shards as shards_module
+from pretrain.data.manifest import Manifest, index_path
+from pretrain.data.shards import INDEX_DTYPE, BadSampleError, ShardReader, read_index
+from pretrain.errors import DataError
+
+
+def reader_of(manifest: Manifest, split: str = "train") -> ShardReader:
+    return ShardReader(manifest.root, manifest.split(split).shards, len(manifest.classes))
+
+
+def overwrite(path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_every_sample_is_what_the_tar_says(shard_set):
+    reader = reader_of(shard_set)
+    sample_id = 0
+    for shard in shard_set.split("train").shards:
+        with tarfile.open(shard_set.root / shard.file) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}
+        for key in sorted({name.partition(".")[0] for name in members}):
+            sample = reader.read(sample_id)
+            assert sample.key == key
+            assert sample.data == members[f"{key}.jpg"]
+            assert sample.label == int(members[f"{key}.cls"])
+            sample_id += 1
+    assert sample_id == shard_set.split("train").samples
+
+
+def test_samples_are_located_in_their_shards(shard_set):
+    shards = shard_set.split("train").shards
+    reader = reader_of(shard_set)
+    assert reader.locate(0) == (shards[0], 0)
+    assert reader.locate(shards[0].samples - 1) == (shards[0], shards[0].samples - 1)
+    assert reader.locate(shards[0].samples) == (shards[1], 0)
+
+
+def test_few_descriptors_are_enough(shard_set, monkeypatch):
+    monkeypatch.setattr(shards_module, "_MOST_OPEN", 2)
+    reader = reader_of(shard_set)
+    ids = [5, 40, 20, 0, 41, 5, 20]
+    assert [reader.read(i).key for i in ids] == [reader_of(shard_set).read(i).key for i in ids]
+    assert len(reader._open) == 2
+    reader.close()
+    assert not reader._open
+
+
+def test_a_flipped_bit_is_noticed(own_shard_set):
+    shard = own_shard_set.split("train").shards[0]
+    record = read_index(own_shard_set.root, shard)[1]
+    path = own_shard_set.root / shard.file
+    middle = int(record["offset"]) + int(record["bytes"]) // 2
+    flipped = path.read_bytes()[middle] ^ 0x10
+    overwrite(path, middle, bytes([flipped]))
+    reader = reader_of(own_shard_set)
+    reader.read(0)
+    with pytest.raises(BadSampleError, match="bytes have changed"):
+        reader.read(1)
+    reader.read(2)
+
+
+def test_a_shard_cut_short_is_noticed(own_shard_set):
+    shard = own_shard_set.split("train").shards[0]
+    last = read_index(own_shard_set.root, shard)[-1]
+    with (own_shard_set.root / shard.file).open("r+b") as file:
+        file.truncate(int(last["offset"]) + 10)
+    with pytest.raises(BadSampleError, match="ends before"):
+        reader_of(own_shard_set).read(shard.samples - 1)
+
+
+def test_a_shard_from_elsewhere_is_noticed(own_shard_set):
+    """An index that matches its manifest, beside other bytes than it was made from."""
+    first, second, *_ = own_shard_set.split("train").shards
+    second_bytes = (own_shard_set.root / second.file).read_bytes()
+    (own_shard_set.root / first.file).write_bytes(second_bytes)
+    for sample_id in range(first.samples):
+        with pytest.raises(BadSampleError, match=r"index does not belong|ends before"):
+            reader_of(own_shard_set).read(sample_id)
+
+
+@pytest.mark.parametrize("field", ["name", "size"])
+def test_the_members_header_is_compared(own_shard_set, field):
+    shard = own_shard_set.split("train").shards[0]
+    header = int(read_index(own_shard_set.root, shard)[0]["offset"]) - 512
+    place, data = {"name": (0, b"other.jpg"), "size": (124, b"00000000007")}[field]
+    overwrite(own_shard_set.root / shard.file, header + place, data)
+    with pytest.raises(BadSampleError, match="index does not belong"):
+        reader_of(own_shard_set).read(0)
+
+
+def test_labels_outside_the_class_list_are_refused(shard_set):
+    reader = ShardReader(shard_set.root, shard_set.split("train").shards, num_classes=1)
+    with pytest.raises(BadSampleError, match=r"label [12], expected 0 to 0"):
+        for sample_id in range(shard_set.split("train").samples):
+            reader.read(sample_id)
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_damaged_indices_stop_the_run(own_shard_set, damage):
+    shard = own_shard_set.split("train").shards[0]
+    path = index_path(own_shard_set.root, shard)
+    if damage is None:
+        records = np.fromfile(path, INDEX_DTYPE)
+        records["label"][0] += 1
+        records.tofile(path)
+    else:
+        path.write_bytes(damage)
+    with pytest.raises(DataError, match=rf"{path}: index damaged"):
+        reader_of(own_shard_set).read(0)
+
+
+def test_a_vanished_shard_is_a_bad_sample_after_retries(own_shard_set, monkeypatch):
+    waits = []
+    monkeypatch.setattr(shards_module.time, "sleep", waits.append)
+    (own_shard_set.root / own_shard_set.split("train").shards[0].file).unlink()
+    with pytest.raises(BadSampleError, match="cannot be read: No such file"):
+        reader_of(own_shard_set).read(0)
+    assert waits == [0.05, 0.5]
+
+
+def test_a_passing_failure_is_survived(shard_set, monkeypatch):
+    monkeypatch.setattr(shards_module.time, "sleep", lambda _: None)
+    real, calls = shards_module.os.pread, []
+
+    def fails_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(116, "Stale file handle")
+        return real(*arguments)
+
+    monkeypatch.setattr(shards_module.os, "pread", fails_once)
+    assert reader_of(shard_set).read(0).key == "000000_000000"
+    assert len(calls) == 2
+
+
+def test_short_reads_are_continued(shard_set, monkeypatch):
+    expected = reader_of(shard_set).read(3)
+    real = shards_module.os.pread
+    monkeypatch.setattr(
+        shards_module.os, "pread", lambda file, count, at: real(file, min(count, 100), at)
+    )
+    assert reader_of(shard_set).read(3) == expected
