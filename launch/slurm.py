@@ -203,8 +203,7 @@ def _launch(parts: list[Part], *, slurm: bool, command: list[str]) -> list[RunDi
     queue = Queue(seconds=0)
     with ExitStack() as stack:
         for part in parts:
-            part.run.path.parent.mkdir(parents=True, exist_ok=True)
-            part.run.path.mkdir(mode=0o700, exist_ok=True)
+            part.run.make()
             stack.enter_context(locked(part.run.submit_lock_path))
         new: list[Part] = []
         active: list[RunDirectory] = []

@@ -109,7 +109,9 @@ def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
     if answer is not None and answer.state in scheduler.WAITING:
         start = "" if answer.start in ("", "Unknown", "N/A") else f", expected {answer.start}"
         return Status("waiting", f"{answer.state.lower()} ({answer.reason}{start})", job, attempt)
-    if answer is not None and answer.state in scheduler.RUNNING and not final:
+    # A stopped attempt of a job that is still ending may be followed by Slurm's own requeue.
+    settled = attempt is not None and final and attempt.next != "stop"
+    if answer is not None and answer.state in scheduler.RUNNING and not settled:
         return Status("running", answer.state.lower(), job, attempt)
     if attempt is not None and final:
         return _final(job, attempt)

@@ -142,10 +142,23 @@ class RunDirectory:
             LaunchError: the path is taken by something that is no run, or is open to other users.
         """
         self.check(config)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        self.make()
         replace_text(self.plan_path, plan_json)
         replace_text(self.config_path, to_yaml(config))
+
+    def make(self) -> None:
+        """Make the bare directory, private to its owner, if it is not there.
+
+        Raises:
+            LaunchError: it cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise LaunchError(
+                f"{self.path}: cannot be made: {error.strerror}; give runs_dir=PATH"
+            ) from None
 
     def read_config(self) -> RunConfig:
         """The run's config.

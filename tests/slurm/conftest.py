@@ -36,7 +36,7 @@ JobRequeue=0
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=10
+KillWait=5
 SlurmdTimeout=15
 SlurmdParameters=config_overrides
 NodeName=127.0.0.[2-3] NodeHostname={host} Port=[{ports[1]}-{ports[2]}] CPUs=8 RealMemory=8000 \

@@ -99,8 +99,17 @@ def test_a_chain_waits_and_is_removed_when_its_parent_fails(project: FakeProject
 
 
 @pytest.mark.slow
-def test_ranks_signalled_before_the_time_limit_save_and_the_job_is_requeued(
-    project: FakeProject,
+@pytest.mark.parametrize(
+    ("event", "followed_by"),
+    [
+        # As --signal=USR2@180 does: to the ranks, not to the batch process.
+        (["scancel", "--signal=USR2"], "requeue"),
+        # As preemption does: Slurm itself puts the job back.
+        (["scontrol", "requeue"], "stop"),
+    ],
+)
+def test_a_job_slurm_interrupts_saves_and_goes_on_and_a_cancelled_one_does_not(
+    project: FakeProject, event: list[str], followed_by: str
 ) -> None:
     project.set_ranks(10_000, step_seconds=0.02)
     assert project.launch("--config", "first", *SLURM)[0] == 0
@@ -108,11 +117,10 @@ def test_ranks_signalled_before_the_time_limit_save_and_the_job_is_requeued(
     job = read_job(run)
     assert job is not None
     wait_until(lambda: step_of(run) >= 3, "steps")
-    # As --signal=USR2@180 does: to the ranks, not to the batch process.
-    subprocess.run(["scancel", "--signal=USR2", job.job_id], check=True)
+    subprocess.run([*event, job.job_id], check=True)
     wait_until(lambda: state(run) == "PENDING", "the job to be requeued")
     (first,) = read_attempts(run)
-    assert (first.outcome, first.next) == ("stopped", "requeue")
+    assert (first.outcome, first.next) == ("stopped", followed_by)
     assert first.checkpoint_step_after == step_of(run)
     time.sleep(2.5)  # released at once, Slurm fails the job for its revoked credential
     subprocess.run(["scontrol", "update", f"jobid={job.job_id}", "StartTime=now"], check=True)
