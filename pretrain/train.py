@@ -50,6 +50,7 @@ class Parts:
     clock: Clock
     meter: Meter
     stop: StopRequest
+    steps_done: int
     bad_samples: list[BadSample] = field(default_factory=list)
     """Of this rank, not reported yet."""
 
@@ -83,15 +84,15 @@ def train(job: Job) -> str:
             )
         )
         recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
-        parts = connect(job, device, recorder, stop, fresh=reader is None)
+        parts = connect(job, device, recorder, stop, first_step)
         stack.callback(parts.engine.close)
         if reader is not None:
             restore(parts, reader)
-        outcome = run_steps(parts, first_step)
+        outcome = run_steps(parts)
         if outcome == "done":
             finish(parts)
         recorder.event(outcome)
-    leave_outcome(job, outcome)
+        leave_outcome(parts, outcome)
     return outcome
 
 
@@ -115,13 +116,13 @@ def find_checkpoint(job: Job) -> CheckpointReader | None:
 
 
 def connect(
-    job: Job, device: torch.device, recorder: Recorder, stop: StopRequest, *, fresh: bool
+    job: Job, device: torch.device, recorder: Recorder, stop: StopRequest, first_step: int
 ) -> Parts:
-    """Build every part; ``fresh`` weights come from ``init_from`` where the config has one."""
+    """Build every part; at the first step weights come from ``init_from``, if the config has it."""
     config, plan = job.config, job.plan
     torch.manual_seed(config.seed)
     model = build(config.model, config.engine.activation_checkpointing)
-    if fresh and job.world.rank == 0:
+    if first_step == 0 and job.world.rank == 0:
         load_initial_weights(job, model, recorder)
     engine = Engine(
         model,
@@ -149,6 +150,7 @@ def connect(
         ),
         meter=Meter(),
         stop=stop,
+        steps_done=first_step,
     )
 
 
@@ -171,19 +173,19 @@ def restore(parts: Parts, reader: CheckpointReader) -> None:
     parts.recorder.event("resumed", checkpoint=reader.directory.name)
 
 
-def run_steps(parts: Parts, first_step: int) -> str:
-    """Train from step ``first_step`` (0-based) to the end, or to a request to stop."""
+def run_steps(parts: Parts) -> str:
+    """Train from the steps already done to the end, or to a request to stop."""
     config, plan = parts.job.config, parts.job.plan
-    batches = training_batches(parts, first_step)
-    with batches:
+    with training_batches(parts) as batches:
         stream = parts.clock.waiting(batches)
-        for step in range(first_step, plan.total_steps):
+        for step in range(parts.steps_done, plan.total_steps):
             bad_before = len(parts.bad_samples)
             with parts.clock.phase("step"):
                 lr = rate(parts, step)
                 result = parts.engine.train_step(micro_batches(parts, stream, step), lr)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)
-            done, last = step + 1, step + 1 == plan.total_steps
+            parts.steps_done = done = step + 1
+            last = done == plan.total_steps
             if done % config.log.every_steps == 0 or last:
                 record(parts, done, lr)
             if plan.eval_samples and (done % plan.eval_every_steps == 0 or last):
@@ -199,8 +201,8 @@ def run_steps(parts: Parts, first_step: int) -> str:
     return "done"
 
 
-def training_batches(parts: Parts, first_step: int) -> Batches:
-    """Return the loader of every micro-batch of this rank from a step on."""
+def training_batches(parts: Parts) -> Batches:
+    """Return the loader of every micro-batch that this rank has yet to train on."""
     job = parts.job
     return train_batches(
         job.manifest,
@@ -212,7 +214,7 @@ def training_batches(parts: Parts, first_step: int) -> Batches:
         micro_batch=job.plan.micro_batch,
         accumulation=job.plan.accumulation,
         world=job.world,
-        first_step=first_step,
+        first_step=parts.steps_done,
         last_step=job.plan.total_steps,
     )
 
@@ -366,16 +368,17 @@ def finish(parts: Parts) -> None:
         )
         parts.recorder.event("exported", directory=str(job.run.export_dir))
         parts.recorder.sync()
-        write_report(job.run)
+        write_report(job.run, "done")
     parts.recorder.progress(job.plan.total_steps, "done")
 
 
-def leave_outcome(job: Job, outcome: str) -> None:
-    """Tell the supervisor how this attempt ended, after everything else is on the disk."""
+def leave_outcome(parts: Parts, outcome: str) -> None:
+    """Tell the supervisor how this attempt ended, once everything that counts is on the disk."""
+    job = parts.job
     if job.world.rank == 0:
         path = job.run.outcome_path(job.attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps({"outcome": outcome}) + "\n")
+        replace_text(path, json.dumps({"outcome": outcome, "step": parts.steps_done}) + "\n")
     dist.barrier()
 
 
