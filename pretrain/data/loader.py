@@ -11,7 +11,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pretrain.config.schema import AugmentConfig, DataConfig, EvalConfig
 from pretrain.data.batch import Batch, EvalSource, Failure, TrainSource
-from pretrain.data.manifest import Manifest, check_shards
+from pretrain.data.manifest import Manifest, Shard, check_shards
 from pretrain.data.order import SampleOrder
 from pretrain.data.shards import ShardReader
 from pretrain.errors import DataError
@@ -127,15 +127,9 @@ def train_batches(
         )
     shards = manifest.split(data.train_split).shards
     check_shards(manifest, data.train_split)
-    order = SampleOrder(
-        [shard.samples for shard in shards],
-        seed=seed,
-        block_samples=data.block_samples,
-        window_blocks=data.window_blocks,
-    )
     source = TrainSource(
         reader=ShardReader(manifest.root, shards, len(manifest.classes)),
-        order=order,
+        order=_order(shards, seed, data),
         image_size=image_size,
         crop_scale=augment.crop_scale,
         crop_ratio=augment.crop_ratio,
@@ -185,6 +179,15 @@ def eval_batches(
     _check_shared_memory(data, size, image_size, world)
     numbers = range(-(-split.samples // (size * world.size)))
     return Batches(source, numbers, data, _BadCount(split_name, data.max_bad_fraction))
+
+
+def _order(shards: Sequence[Shard], seed: int, data: DataConfig) -> SampleOrder:
+    return SampleOrder(
+        [shard.samples for shard in shards],
+        seed=seed,
+        block_samples=data.block_samples,
+        window_blocks=data.window_blocks,
+    )
 
 
 def _check_shared_memory(data: DataConfig, batch_size: int, image_size: int, world: World) -> None:

@@ -108,9 +108,8 @@ time.sleep(600)
 
 
 def test_workers_die_with_their_rank(small_shards):
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])
-    }
+    here = str(Path(__file__).parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, here])}
     rank = subprocess.Popen(
         [sys.executable, "-c", RANK, str(small_shards.path)],
         stdout=subprocess.PIPE, env=environment, text=True,
