@@ -1,6 +1,6 @@
 """The training engine: DeepSpeed ZeRO reduces, clips, shards and skips; the rest is torch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -89,14 +89,11 @@ class Engine:
         self._skipped_steps = 0
         self._skipped_in_a_row = 0
         self._shapes = _shapes(model)
+        groups = parameter_groups(model.to(device).named_parameters(), optim.weight_decay)
         deepspeed = runtime.import_deepspeed(device)
         self._group = runtime.set_collective_group(engine.collective_timeout_seconds)
         optimizer = torch.optim.AdamW(
-            parameter_groups(model.to(device).named_parameters(), optim.weight_decay),
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            fused=True,
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
         )
         self._zero: Any = deepspeed.initialize(
             model=model,
@@ -199,6 +196,7 @@ class Engine:
         read: Callable[[str, str, int, int], Tensor],
         optimizer_step: int,
         skipped_steps: int = 0,
+        saved_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """Replace the state by saved values, of any world size and ZeRO stage. Every rank.
 
@@ -206,7 +204,14 @@ class Engine:
             read: called as ``read(kind, parameter name, start, count)``, gives flat fp32 [count].
             optimizer_step: steps that were applied before the state was saved.
             skipped_steps: steps that were skipped before the state was saved.
+            saved_shapes: full shape of every saved parameter, to be held against the model's;
+                without it only a saved parameter that is too small is noticed, by ``read``.
+
+        Raises:
+            EngineError: the saved parameters are not the model's; nothing was changed.
         """
+        if saved_shapes is not None:
+            self._check_shapes(saved_shapes)
         for piece in shards.pieces(self._zero):
             for kind in shards.KINDS:
                 saved = read(kind, piece.name, piece.start, piece.count)
@@ -216,6 +221,17 @@ class Engine:
         self._optimizer_step = optimizer_step
         self._skipped_steps = skipped_steps
         self._skipped_in_a_row = 0
+
+    def _check_shapes(self, saved: Mapping[str, tuple[int, ...]]) -> None:
+        names = sorted(self._shapes.keys() | saved.keys())
+        wrong = [
+            f"parameter {name}: expected {self._shapes.get(name, 'none')} as in the model, "
+            f"got {saved.get(name, 'none')} in the checkpoint"
+            for name in names
+            if self._shapes.get(name) != saved.get(name)
+        ]
+        if wrong:
+            raise EngineError("\n".join(wrong))
 
     def state(self) -> dict[str, int]:
         """Return the counters `load_fragments` takes back; JSON-able. Any rank."""

@@ -27,11 +27,29 @@ def import_deepspeed(device: torch.device) -> ModuleType:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
+
+        _import_muon_uncompiled()
     # Naming no compatible operation here stops a C++ build at start-up (tens of seconds, and an
     # error without a compiler) of a shared-memory operation that training never calls.
     deepspeed.ops.__dict__["__compatible_ops__"] = {}
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\b.*")
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon, as it will itself, without what would compile it.
+
+    We never use that optimizer, but every ZeRO engine imports it, and its ``torch.compile``
+    decorators load Inductor: two seconds of every rank's start.
+    """
+    from deepspeed.runtime import compiler
+
+    original = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = original
 
 
 def set_collective_group(timeout_seconds: int) -> torch_dist.ProcessGroup:

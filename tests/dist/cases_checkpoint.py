@@ -37,7 +37,7 @@ def save(engine: Engine, world: World, directory: Path, step: int) -> None:
 def restore(engine: Engine, world: World, directory: Path) -> None:
     reader, refusals = newest_valid_for_all(directory, rank=world.rank)
     assert reader is not None, refusals
-    engine.load_fragments(reader.read, **reader.state)
+    engine.load_fragments(reader.read, saved_shapes=reader.shapes, **reader.state)
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

@@ -9,12 +9,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny import GLOBAL_BATCH, UNDECAYED, UNDECAYED_TABLES, TinyNet, global_batch, micro_batches
+from tiny import (
+    CLASSES,
+    GLOBAL_BATCH,
+    UNDECAYED,
+    UNDECAYED_TABLES,
+    TinyNet,
+    global_batch,
+    micro_batches,
+)
 
 from pretrain import dist
-from pretrain.config.schema import EngineConfig, OptimConfig
+from pretrain.config.schema import EngineConfig, ModelConfig, OptimConfig
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.errors import EngineError
+from pretrain.models.build import build
 from pretrain.world import World
 
 LR = 2e-3
@@ -176,7 +185,7 @@ def moment_norm(world: World, stage: int, clip: float) -> list[float]:
 
 
 def bad_calls(world: World) -> list[str]:
-    """Messages for too few micro-batches, a wrong size, and a frozen parameter."""
+    """Messages for wrong sizes, too few micro-batches, another model, a frozen parameter."""
     messages = []
     engine = make_engine(world, 1, accumulation=2)
     whole = list(micro_batches(0, world.rank, world.size, 2))
@@ -185,6 +194,11 @@ def bad_calls(world: World) -> list[str]:
             engine.train_step(iter(micro), lr=LR)
         except EngineError as error:
             messages.append(str(error))
+    other = engine.parameter_shapes() | {"head.weight": (CLASSES + 1, 23), "tail.weight": (3,)}
+    try:
+        engine.load_fragments(lambda *_: torch.zeros(0), 1, saved_shapes=other)
+    except EngineError as error:
+        messages.append(str(error))
     engine.close()
     frozen = TinyNet()
     frozen.norm.weight.requires_grad_(False)
@@ -221,6 +235,47 @@ def lazily(world: World) -> list[str]:
     return events
 
 
+def evaluation_between(world: World, stage: int) -> bool:
+    """Whether evaluating between steps leaves training as it was, to the bit."""
+    ends = []
+    for evaluate in (False, True):
+        engine = make_engine(world, stage, accumulation=2)
+        for step in range(4):
+            train(engine, world, range(step, step + 1), 2)
+            if evaluate:
+                engine.logits(global_batch(9)[0][: 3 + step])
+        ends.append(engine.fragments())
+        engine.close()
+    return all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def swin(world: World, stage: int, checkpointing: str) -> list[float]:
+    """Losses of a real Swin, small, under autocast with stochastic depth."""
+    config = ModelConfig(
+        variant="swin_t", image_size=64, window_size=4, num_classes=CLASSES, drop_path=0.2,
+        embed_dim=32, depths=(1, 2, 1, 1), heads=(1, 2, 2, 4),
+    )  # fmt: skip
+    torch.manual_seed(5)
+    engine = Engine(
+        build(config, (checkpointing,) * 4),
+        engine=EngineConfig(zero_stage=stage, collective_timeout_seconds=60),
+        optim=OptimConfig(lr=LR, clip_grad_norm=1.0),
+        micro_batch=4,
+        accumulation=2,
+        device=torch.device("cpu"),
+        world=world,
+    )
+
+    def seeded(step: int) -> Any:
+        for micro, (images, targets) in enumerate(micro_batches(step, world.rank, world.size, 2)):
+            torch.manual_seed(1000 * step + 10 * world.rank + micro)
+            yield F.interpolate(images, size=64), targets
+
+    results = [engine.train_step(seeded(step), lr=LR) for step in range(3)]
+    engine.close()
+    return mean_losses(results)
+
+
 def suite(world: World, stages: list[int]) -> dict[str, Any]:
     """Everything that one process can tell, which takes most of its time to start."""
     cases = [[s, *rest] for s in stages for rest in ([1, 0.0], [4, 0.0], [1, 0.2], [4, 0.2])]
@@ -231,9 +286,15 @@ def suite(world: World, stages: list[int]) -> dict[str, Any]:
         "clipped": [moment_norm(world, stage, 0.05) for stage in stages],
         "bad_calls": bad_calls(world),
         "lazily": lazily(world),
+        "evaluation_between": [evaluation_between(world, stage) for stage in stages],
         "linear_untouched": F.linear.__module__,
         # Last: DeepSpeed keeps a process that once trained with autocast marked as such.
         "bf16": bf16(world),
+        "swin": {
+            f"{stage} {checkpointing}": swin(world, stage, checkpointing)
+            for stage in stages
+            for checkpointing in ("none", "full")
+        },
     }
 
 

@@ -58,9 +58,13 @@ def test_clipping_scales_to_the_norm(suite):
 
 
 def test_bad_calls_are_refused(suite):
-    wrong_size, too_few, frozen = suite["bad_calls"]
+    wrong_size, too_few, another_model, frozen = suite["bad_calls"]
     assert "expected 4 images and targets in a micro-batch, got 3 and 3" in wrong_size
     assert "expected 2 micro-batches, got 1" in too_few
+    assert another_model.splitlines() == [
+        "parameter head.weight: expected (7, 23) as in the model, got (8, 23) in the checkpoint",
+        "parameter tail.weight: expected none as in the model, got (3,) in the checkpoint",
+    ]
     assert "norm.weight" in frozen
 
 
@@ -83,6 +87,19 @@ def test_bf16_follows_autocast_with_fp32_masters(suite):
         assert all(found[f"masters_exact_{stage}_{reduce_dtype}"])
     assert found["loss_1_fp32"] != found["loss_1_bf16"]  # the coarser reduction is really on
     assert max(map(abs, _minus(found["loss_1_fp32"], found["loss_1_bf16"]))) < 5e-3
+
+
+def test_evaluating_leaves_training_as_it_was(suite):
+    assert suite["evaluation_between"] == [True, True, True]
+
+
+def test_swin_recomputing_activations_changes_nothing(suite):
+    losses = suite["swin"]
+    for stage in ("1", "2", "3"):
+        assert losses[f"{stage} full"] == losses[f"{stage} none"]
+        # Stages differ only where a bf16 rounding forks.
+        assert max(map(abs, _minus(losses[f"{stage} none"], losses["1 none"]))) < 2e-3
+    assert losses["1 none"][0] != losses["1 none"][2]
 
 
 def _minus(left: list[float], right: list[float]) -> list[float]:
