@@ -167,7 +167,7 @@ def load_initial_weights(job: Job, model: Swin, recorder: Recorder) -> None:
 def restore(parts: Parts, reader: CheckpointReader) -> None:
     """Take up the state of a checkpoint."""
     state = reader.state
-    parts.engine.load_fragments(reader.read, **state["engine"])
+    parts.engine.load_fragments(reader.read, saved_shapes=reader.shapes, **state["engine"])
     parts.clock.load_state(state["clock"])
     parts.meter.load_state(state["meter"], parts.job.world.rank)
     parts.recorder.event("resumed", checkpoint=reader.directory.name)

@@ -56,7 +56,8 @@ def _step_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
         ),
         (
             "global batch",
-            f"{plan.global_batch} = {plan.world_size} ranks x {plan.micro_batch} micro-batch x "
+            f"{plan.global_batch} = {plan.world_size} rank{'s'[: plan.world_size > 1]} x "
+            f"{plan.micro_batch} micro-batch x "
             f"{plan.accumulation} accumulation",
         ),
         (
