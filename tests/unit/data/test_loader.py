@@ -296,3 +296,16 @@ def test_closed_iterators_yield_nothing(shard_set):
 def test_manifest_changes_do_not_reach_other_splits(shard_set):
     train_only = replace(shard_set, splits={"train": shard_set.split("train")})
     assert train_only.fingerprint("train") == shard_set.fingerprint("train")
+
+
+def test_pinning_reaches_every_tensor(shard_set, monkeypatch):
+    """As the DataLoader does it for a GPU: through the batch's own method."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    batch = trained(shard_set, last_step=1)[0]
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(id(self)) or self)
+    result = pin_memory(batch)
+    fields = ("images", "labels", "sample_ids", "seeds", "valid")
+    assert isinstance(result, Batch)
+    assert pinned == [id(getattr(batch, field)) for field in fields]
