@@ -55,9 +55,9 @@ def follow(runs: Sequence[RunDirectory]) -> int:
 def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:
     """One line about how far a run is, from progress.json; unknown things are left out."""
     step, total = progress.get("step", 0), progress.get("total_steps") or 0
-    parts = [f"{name} {progress.get('state', '')} step {step:,}/{total:,}"]
+    parts = [f"{name} {progress.get('state', '')}"]
     if total:
-        parts[0] += f" ({100 * step / total:.1f} %)"
+        parts[0] += f" step {step:,}/{total:,} ({100 * step / total:.1f} %)"
     parts += _numbers(progress, now=now)
     return " | ".join(parts)
 
@@ -201,7 +201,8 @@ def ending(run: RunDirectory, status: Status) -> list[str]:
         log = _telling_log(run, status)
         tail = log_tail(log) if log else []
         lines += [f"last lines of {log}:", *(f"  {line}" for line in tail)] if tail else []
-    lines.append(f"{name}: {status.phase}: {status.detail}")
+    repeated = status.detail.startswith(status.phase)
+    lines.append(f"{name}: {status.detail if repeated else f'{status.phase}: {status.detail}'}")
     lines.append(f"run directory: {run.path}")
     if status.phase == "done":
         return lines + _results(run)

@@ -88,7 +88,7 @@ def look(run: RunDirectory, queue: Queue) -> Status:
     if held:
         return Status("running", "training", job, attempt)
     if run.is_done():
-        return Status("done", "done", job, attempt)
+        return _done(job, attempt)
     if job is None:
         return Status("idle", "not launched yet", None, attempt)
     if attempt is not None and _is_of(attempt, job) and attempt.is_final:
@@ -101,11 +101,9 @@ def look(run: RunDirectory, queue: Queue) -> Status:
 
 
 def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
-    attempt = _newest_attempt(run)
-    answer = queue.state(job.job_id, attempt)
+    answer = queue.state(job.job_id, _newest_attempt(run))
+    attempt = _newest_attempt(run)  # read after the answer: a job that ended has written its end
     final = attempt is not None and _is_of(attempt, job) and attempt.is_final
-    if run.is_done() and (answer is None or answer.state not in scheduler.WAITING):
-        return Status("done", "done", job, attempt)
     if answer is not None and answer.state in scheduler.WAITING:
         start = "" if answer.start in ("", "Unknown", "N/A") else f", expected {answer.start}"
         return Status("waiting", f"{answer.state.lower()} ({answer.reason}{start})", job, attempt)
@@ -113,6 +111,8 @@ def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
     settled = attempt is not None and final and attempt.next != "stop"
     if answer is not None and answer.state in scheduler.RUNNING and not settled:
         return Status("running", answer.state.lower(), job, attempt)
+    if run.is_done():
+        return _done(job, attempt)
     if attempt is not None and final:
         return _final(job, attempt)
     state = "unknown to Slurm" if answer is None else answer.state
@@ -123,8 +123,13 @@ def _final(job: Job, attempt: Attempt) -> Status:
     if attempt.next == "stop":
         return Status("stopped", attempt.reason, job, attempt)
     if attempt.next == "done":
-        return Status("done", attempt.reason, job, attempt)
+        return _done(job, attempt)
     return Status("failed", attempt.reason, job, attempt)
+
+
+def _done(job: Job | None, attempt: Attempt | None) -> Status:
+    reason = attempt.reason if attempt is not None and attempt.next == "done" else ""
+    return Status("done", reason or "done", job, attempt)
 
 
 def _newest_attempt(run: RunDirectory) -> Attempt | None:
@@ -133,4 +138,6 @@ def _newest_attempt(run: RunDirectory) -> Attempt | None:
 
 
 def _is_of(attempt: Attempt, job: Job) -> bool:
-    return attempt.job == job.job_id and attempt.start_time >= job.time - 1.0
+    """Whether an attempt was made by a job; process ids recur, Slurm's numbers do not."""
+    recent = job.executor == "slurm" or attempt.start_time >= job.time - 1.0
+    return attempt.job == job.job_id and recent

@@ -230,4 +230,4 @@ def test_a_terminal_gets_a_bar(project: FakeProject) -> None:
     text = seen.decode(errors="replace")
     assert "/60" in text
     assert "time left" in text
-    assert "first: done" in text
+    assert "first: done at step 60" in text

@@ -57,7 +57,7 @@ def test_submit_follow_and_survive_a_killed_rank(project: FakeProject) -> None:
     run = RunDirectory(project.runs / "first")
     assert code == 0, output
     assert "first: submitted as job" in output
-    assert "first: done" in output
+    assert "first: done at step 40" in output
     first, second = read_attempts(run)
     assert (first.outcome, first.next, first.culprit_rank) == ("crashed", "restart", 3)
     assert "127.0.0.3" in first.reason

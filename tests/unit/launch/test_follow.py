@@ -28,6 +28,9 @@ def test_a_line_says_what_is_known_and_nothing_else() -> None:
     assert progress_line("first", starting, now=0.0) == (
         "first starting step 0/4,800 (0.0 %) | time left unknown"
     )
+    assert progress_line("first", {"state": "starting"}, now=0.0) == (
+        "first starting | time left unknown"
+    )
     assert progress_line("first", progress, now=190.0).endswith("no news for 90 s")
 
 
@@ -63,7 +66,7 @@ def test_a_finished_run_names_what_exists(tmp_path: Path, job: Job) -> None:
     run = RunDirectory(tmp_path / "first")
     run.path.mkdir()
     status = Status("done", "done at step 5", job, None)
-    assert ending(run, status) == ["first: done: done at step 5", f"run directory: {run.path}"]
+    assert ending(run, status) == ["first: done at step 5", f"run directory: {run.path}"]
     run.report_path.touch()
     run.export_dir.mkdir()
     (run.wandb_dir / "offline-run-1").mkdir(parents=True)
