@@ -132,6 +132,7 @@ def connect(
         accumulation=plan.accumulation,
         device=device,
         world=job.world,
+        undecayed=model.no_weight_decay_names(),
     )
     return Parts(
         job=job,

@@ -1,6 +1,6 @@
 """The training engine: DeepSpeed ZeRO reduces, clips, shards and skips; the rest is torch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -64,6 +64,7 @@ class Engine:
         accumulation: micro-batches of one step on one rank.
         device: where this rank computes.
         world: the place of this rank.
+        undecayed: names of the parameters without weight decay.
 
     Raises:
         EngineError: the model has frozen parameters, or names that cannot be saved.
@@ -79,6 +80,7 @@ class Engine:
         accumulation: int,
         device: torch.device,
         world: World,
+        undecayed: Collection[str],
     ) -> None:
         self._world = world
         self._micro_batch = micro_batch
@@ -89,7 +91,8 @@ class Engine:
         self._skipped_steps = 0
         self._skipped_in_a_row = 0
         self._shapes = _shapes(model)
-        groups = parameter_groups(model.to(device).named_parameters(), optim.weight_decay)
+        parameters = dict(model.to(device).named_parameters())
+        groups = parameter_groups(parameters, optim.weight_decay, undecayed)
         deepspeed = runtime.import_deepspeed(device)
         self._group = runtime.set_collective_group(engine.collective_timeout_seconds)
         optimizer = torch.optim.AdamW(

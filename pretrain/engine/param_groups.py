@@ -1,42 +1,45 @@
-"""Which parameters decay: matrices do; norms, biases and position tables do not."""
+"""The optimizer's parameter groups: what decays and what does not."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
 from pretrain.errors import EngineError
 
-NO_DECAY_ENDINGS = ("relative_position_bias_table", "absolute_pos_embed")
-"""Tables of positions: two-dimensional or more, and yet undecayed in every published recipe."""
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Tell whether weight decay applies: not to 1-D parameters, biases and position tables."""
-    return not (
-        parameter.ndim <= 1 or name.endswith("bias") or name.rsplit(".", 1)[-1] in NO_DECAY_ENDINGS
-    )
-
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, undecayed: Collection[str]
 ) -> list[dict[str, Any]]:
     """Split parameters into the optimizer's decayed and undecayed groups, empty ones left out.
 
+    Args:
+        parameters: every parameter of the model by name.
+        weight_decay: of the decayed group.
+        undecayed: names without weight decay, as the model says.
+
     Raises:
-        EngineError: a frozen parameter; its state would be missing from every checkpoint.
+        EngineError: a frozen parameter, whose state would be missing from every checkpoint; or an
+            undecayed name that the model does not have.
     """
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for name, parameter in named_parameters:
-        if not parameter.requires_grad:
-            raise EngineError(
-                f"parameter {name}: expected a trained parameter, got a frozen one; "
-                "make it a buffer or train it"
-            )
-        (decayed if decays(name, parameter) else undecayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay, "name": "decayed"},
-        {"params": undecayed, "weight_decay": 0.0, "name": "undecayed"},
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if frozen:
+        raise EngineError(
+            f"parameter {frozen[0]}: expected a trained parameter, got a frozen one; "
+            "make it a buffer or train it"
+        )
+    unknown = sorted(set(undecayed) - parameters.keys())
+    if unknown:
+        raise EngineError(f"undecayed: no parameter is named {unknown[0]}")
+    names = {"decayed": [name for name in parameters if name not in undecayed]}
+    names["undecayed"] = [name for name in parameters if name in undecayed]
+    decay = {"decayed": weight_decay, "undecayed": 0.0}
+    return [
+        {
+            "params": [parameters[name] for name in members],
+            "weight_decay": decay[group],
+            "name": group,
+        }
+        for group, members in names.items()
+        if members
     ]
-    return [group for group in groups if group["params"]]

@@ -48,6 +48,7 @@ def make_engine(
         accumulation=accumulation,
         device=torch.device("cpu"),
         world=world,
+        undecayed=UNDECAYED + UNDECAYED_TABLES,
     )
 
 
@@ -211,6 +212,7 @@ def bad_calls(world: World) -> list[str]:
             accumulation=1,
             device=torch.device("cpu"),
             world=world,
+            undecayed=UNDECAYED + UNDECAYED_TABLES,
         )
     except EngineError as error:
         messages.append(str(error))
@@ -256,14 +258,16 @@ def swin(world: World, stage: int, checkpointing: str) -> list[float]:
         embed_dim=32, depths=(1, 2, 1, 1), heads=(1, 2, 2, 4),
     )  # fmt: skip
     torch.manual_seed(5)
+    model = build(config, (checkpointing,) * 4)
     engine = Engine(
-        build(config, (checkpointing,) * 4),
+        model,
         engine=EngineConfig(zero_stage=stage, collective_timeout_seconds=60),
         optim=OptimConfig(lr=LR, clip_grad_norm=1.0),
         micro_batch=4,
         accumulation=2,
         device=torch.device("cpu"),
         world=world,
+        undecayed=model.no_weight_decay_names(),
     )
 
     def seeded(step: int) -> Any:
