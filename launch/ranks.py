@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from launch.processes import die_with_parent, is_alive, start_ticks
 from pretrain.errors import EXIT_BAD_INPUT, LaunchError
@@ -62,6 +63,35 @@ class Layout:
     def size(self) -> int:
         """Number of ranks."""
         return self.nodes * self.ranks_per_node
+
+
+class Ranks(Protocol):
+    """The ranks of an attempt, however they were started."""
+
+    @property
+    def processes(self) -> list[tuple[int, int]]:
+        """(process id, start ticks) of those on this machine."""
+        ...
+
+    def ended(self) -> bool:
+        """Whether all have ended."""
+        ...
+
+    def any_ended(self) -> bool:
+        """Whether at least one has ended."""
+        ...
+
+    def failure(self) -> Failure | None:
+        """The first bad end so far."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Ask all to save and leave."""
+        ...
+
+    def kill(self) -> None:
+        """End all at once and wait for it."""
+        ...
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from launch.processes import locked
 from launch.scheduler import why_no_slurm
 from launch.snapshot import copy_source, write_environment
 from launch.status import Queue, look
-from launch.submit import ask_slurm, check_slurm, sbatch_script, submit_local, submit_slurm
+from launch.submit import Job, ask_slurm, check_slurm, sbatch_script, submit_local, submit_slurm
 from pretrain.config.load import expand_chain, load_run
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError, run_command
@@ -165,9 +165,23 @@ def _check(configs: list[RunConfig]) -> None:
             _plan(config)
         if config.init_from not in earlier:
             check_initial_weights(config)
+            _check_parent(config)
         check_output(config)
         _run_of(config).check(config)
         earlier.add(config.name)
+
+
+def _check_parent(config: RunConfig) -> None:
+    """Refuse to start from a run that is neither done nor under way; a path says it is meant."""
+    parent = initial_weights_path(config)
+    if parent is None or "/" in (config.init_from or "") or not RunDirectory(parent).exists:
+        return
+    status = look(RunDirectory(parent), Queue())
+    if status.phase != "done" and not status.is_active:
+        raise LaunchError(
+            f"init_from: {config.init_from} is not done ({status.detail}); launch both "
+            f"(--config {config.init_from} --config {config.name}), or give init_from=PATH"
+        )
 
 
 def _build_missing(configs: list[RunConfig]) -> None:
@@ -228,17 +242,27 @@ def _launch(parts: list[Part], *, slurm: bool, command: list[str]) -> list[RunDi
         if slurm:
             _submit_slurm(new, queue)
         elif new:
-            waits_for = [run for run in active if run not in [part.run for part in new]]
-            job = submit_local([part.run for part in new], waits_for=waits_for)
+            parents = [_active_parent(part.config, queue) for part in new]
+            waits_for = {run.path: run for run, _ in filter(None, parents)}
+            job = submit_local([part.run for part in new], waits_for=list(waits_for.values()))
             print(f"started job {job.job_id} on {job.host}, {time.strftime('%H:%M:%S')}")
     return active
 
 
+def _active_parent(config: RunConfig, queue: Queue) -> tuple[RunDirectory, Job] | None:
+    """The run this one starts from and the job that has it, if one has."""
+    path = initial_weights_path(config)
+    if path is None:
+        return None
+    run = RunDirectory(path)
+    status = look(run, queue)
+    return (run, status.job) if status.is_active and status.job else None
+
+
 def _submit_slurm(parts: list[Part], queue: Queue) -> None:
     for part in parts:
-        parent = initial_weights_path(part.config)
-        status = look(RunDirectory(parent), queue) if parent is not None else None
-        after = [status.job.job_id] if status and status.is_active and status.job else []
+        parent = _active_parent(part.config, queue)
+        after = [parent[1].job_id] if parent else []
         job = submit_slurm(part.run, after=after)
         waits = f", after job {after[0]}" if after else ""
         print(f"{part.config.name}: submitted as job {job.job_id}{waits}, in {part.run.path}")

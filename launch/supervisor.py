@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from launch import scheduler
 from launch.ledger import (
@@ -28,7 +27,7 @@ from launch.ledger import (
     read_attempts,
 )
 from launch.processes import supervisor_lock
-from launch.ranks import Failure, Layout, LocalRanks, end_leftovers, rank_command
+from launch.ranks import Failure, Layout, LocalRanks, Ranks, end_leftovers, rank_command
 from launch.srun import SlurmRanks
 from pretrain.errors import LaunchError, PretrainError
 from pretrain.run_directory import RunDirectory
@@ -48,35 +47,6 @@ LEFTOVER_SECONDS = 60.0
 LOCK_SECONDS = 180.0
 """More than the lease after which NFS frees the locks of a client that is gone."""
 LOG_TAIL_LINES = 20
-
-
-class Ranks(Protocol):
-    """The ranks of an attempt, however they were started."""
-
-    @property
-    def processes(self) -> list[tuple[int, int]]:
-        """(process id, start ticks) of those on this machine."""
-        ...
-
-    def ended(self) -> bool:
-        """Whether all have ended."""
-        ...
-
-    def any_ended(self) -> bool:
-        """Whether at least one has ended."""
-        ...
-
-    def failure(self) -> Failure | None:
-        """The first bad end so far."""
-        ...
-
-    def ask_to_stop(self) -> None:
-        """Ask all to save and leave."""
-        ...
-
-    def kill(self) -> None:
-        """End all at once and wait for it."""
-        ...
 
 
 class StopRequest:

@@ -113,6 +113,10 @@ def test_ctrl_c_saves_and_the_same_command_resumes(project: FakeProject) -> None
     assert saved is not None
     assert f"saved and stopped at step {saved}" in output
 
+    code, output = project.launch("--config", "second", *LOCAL)
+    assert code == 2
+    assert "init_from: first is not done (saved and stopped" in output
+
     project.set_ranks(saved + 5)
     code, output = project.launch("--config", "first", *LOCAL)
     assert code == 0, output
@@ -128,10 +132,15 @@ def test_the_job_survives_its_launcher_and_is_not_started_twice(project: FakePro
     process.communicate()
     at_death = step_of(run)
     wait_until(lambda: step_of(run) > at_death + 3, "steps without the launcher")
-    code, output = project.launch("--config", "first", *LOCAL)
+    code, output = project.launch("--config", "both", *LOCAL)
     assert code == 0, output
-    assert "already active as job" in output
+    assert "first: already active as job" in output
     assert len(read_attempts(run)) == 1
+    (after,) = read_attempts(RunDirectory(project.runs / "second"))
+    assert after.outcome == "done"
+    end_of_first = run.read_progress()
+    assert end_of_first is not None
+    assert after.start_time > end_of_first["time"], "the second run waits for the first"
 
 
 def test_ranks_leave_when_controller_and_supervisor_are_killed(project: FakeProject) -> None:
