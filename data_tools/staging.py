@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.errors import DataError
+from pretrain.files import sync
 
 _LOCK_FILE = ".lock"
 
@@ -87,7 +88,7 @@ def _clear(stage: Path) -> None:
 
 def _commit(stage: Path, destination: Path) -> None:
     (stage / _LOCK_FILE).unlink()
-    _sync(stage)
+    sync(stage)
     try:
         stage.rename(destination)
     except OSError as error:
@@ -95,12 +96,4 @@ def _commit(stage: Path, destination: Path) -> None:
             f"{destination}: cannot be put in place: {error.strerror}; it must be absent or "
             "empty, and not a mount point"
         ) from None
-    _sync(destination.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(destination.parent)

@@ -44,9 +44,10 @@ def follow(runs: Sequence[RunDirectory]) -> int:
         0 done, 70 failed, 75 stopped, 130 when leaving a Slurm job to itself.
     """
     queue = Queue()
+    chain = [run.path.name for run in runs]
     with _interrupts() as interrupts, _screen() as (say, bar):
         for run in runs:
-            code = _Follower(run, queue, say, bar, interrupts).to_the_end()
+            code = _Follower(run, chain, queue, say, bar, interrupts).to_the_end()
             if code != EXIT_DONE:
                 return code
     return EXIT_DONE
@@ -85,6 +86,7 @@ class _Follower:
     def __init__(
         self,
         run: RunDirectory,
+        chain: Sequence[str],
         queue: Queue,
         say: Callable[[str], None],
         bar: "Progress | None",
@@ -92,6 +94,7 @@ class _Follower:
     ) -> None:
         self._run = run
         self._name = run.path.name
+        self._chain = chain
         self._queue = queue
         self._say = say
         self._bar = bar
@@ -117,7 +120,7 @@ class _Follower:
             time.sleep(LOOK_SECONDS)
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
-        for line in ending(self._run, status):
+        for line in ending(self._run, status, self._chain):
             self._say(line)
         return _CODES.get(status.phase, EXIT_FAILED)
 
@@ -193,8 +196,14 @@ class _Follower:
         return True
 
 
-def ending(run: RunDirectory, status: Status) -> list[str]:
-    """The last lines about a run: how it ended, where everything is, what to do next."""
+def ending(run: RunDirectory, status: Status, chain: Sequence[str] = ()) -> list[str]:
+    """The last lines about a run: how it ended, where everything is, what to do next.
+
+    Args:
+        run: its directory.
+        status: where it stands now.
+        chain: names of the runs that are followed; what comes in the chain is not suggested.
+    """
     name = run.path.name
     lines = []
     if status.phase in ("failed", "lost"):
@@ -205,7 +214,7 @@ def ending(run: RunDirectory, status: Status) -> list[str]:
     lines.append(f"{name}: {status.detail if repeated else f'{status.phase}: {status.detail}'}")
     lines.append(f"run directory: {run.path}")
     if status.phase == "done":
-        return lines + _results(run)
+        return lines + _results(run, chain)
     saved = run.newest_checkpoint_step()
     where = "from the start" if saved is None else f"from step {saved}"
     lines.append(f"next: the same command goes on {where}")
@@ -220,7 +229,7 @@ def _telling_log(run: RunDirectory, status: Status) -> Path | None:
     return Path(job.log) if job is not None else None
 
 
-def _results(run: RunDirectory) -> list[str]:
+def _results(run: RunDirectory, chain: Sequence[str]) -> list[str]:
     lines = []
     if run.report_path.exists():
         lines.append(f"report: {run.report_path}")
@@ -229,18 +238,25 @@ def _results(run: RunDirectory) -> list[str]:
     accuracy = (run.read_progress() or {}).get("eval_top1_fraction")
     if accuracy is not None:
         lines.append(f"accuracy: top-1 {100 * accuracy:.2f} %")
-    further = _configs_that_start_from(run.path.name)
-    lines += [f"next: python launch/slurm.py --config {name}" for name in further]
     offline = sorted(run.wandb_dir.glob("offline-run-*")) if run.wandb_dir.is_dir() else []
     if offline:
         lines.append(f"to Weights & Biases: wandb sync {offline[-1]}")
-    return lines
+    return lines + (_next_steps(run.path.name, chain) if run.export_dir.exists() else [])
 
 
-def _configs_that_start_from(name: str) -> list[str]:
+def _next_steps(name: str, chain: Sequence[str]) -> list[str]:
+    """What to try with the weights of a finished run; nothing where the chain does it anyway."""
     says = re.compile(rf"^init_from:\s*{re.escape(name)}\s*$", re.MULTILINE)
     paths = sorted(CONFIGS_DIR.glob("*.yaml"))
-    return [path.stem for path in paths if says.search(path.read_text(encoding="utf-8"))]
+    further = [path.stem for path in paths if says.search(path.read_text(encoding="utf-8"))]
+    if not further:
+        return [
+            f"next: start another run from these weights with init_from={name}, or train on your "
+            "own images (README.md, Train)"
+        ]
+    return [
+        f"next: python launch/slurm.py --config {name}" for name in further if name not in chain
+    ]
 
 
 def _numbers(progress: dict[str, Any], *, now: float) -> list[str]:

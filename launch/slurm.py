@@ -68,11 +68,10 @@ def main(arguments: list[str]) -> int:
     for part in parts:
         print(render(part.config, part.plan), flush=True)
     active = _launch(parts, slurm=slurm, command=["python", "launch/slurm.py", *arguments])
-    follow_them = not slurm if options.follow is None else options.follow
-    if active and follow_them:
+    if options.follow or (options.follow is None and not slurm):
         from launch.follow import follow
 
-        return follow(active)
+        return follow([part.run for part in parts])
     if active:
         print("watch: the same command with --follow")
     return 0

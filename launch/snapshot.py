@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import LaunchError
-from pretrain.run_directory import RunDirectory, replace_text
+from pretrain.files import replace_text
+from pretrain.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 """The source tree this file is part of."""

@@ -15,7 +15,8 @@ from launch.processes import start_ticks
 from launch.supervisor import layout_of, run_job
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
-from pretrain.run_directory import RunDirectory, read_json, replace_text
+from pretrain.files import read_json, replace_text
+from pretrain.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

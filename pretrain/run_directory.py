@@ -15,6 +15,7 @@ from typing import Any
 from pretrain.config.load import read_run, to_yaml
 from pretrain.config.schema import RunConfig
 from pretrain.errors import ConfigError, LaunchError
+from pretrain.files import read_json, replace_text
 
 MAY_CHANGE = (
     "runs_dir",
@@ -234,22 +235,3 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old text or the new, never a part."""
-    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON object; None where the file is missing or is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -24,6 +24,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import learning_rate
 from pretrain.errors import CheckpointError
 from pretrain.evaluate.classification import evaluate
+from pretrain.files import replace_text
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
@@ -33,7 +34,7 @@ from pretrain.models.build import build
 from pretrain.models.swin import Swin
 from pretrain.models.transfer import transfer
 from pretrain.preflight import initial_weights_path
-from pretrain.run_directory import learning_sha256, replace_text
+from pretrain.run_directory import learning_sha256
 from pretrain.stop import StopRequest
 
 

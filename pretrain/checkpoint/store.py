@@ -31,6 +31,7 @@ from pretrain.checkpoint.layout import (
 )
 from pretrain.checkpoint.resume import first_damage
 from pretrain.errors import CheckpointError
+from pretrain.files import sync
 from pretrain.world import World
 
 _CHUNK_BYTES = 16 * 2**20
@@ -167,11 +168,11 @@ class CheckpointStore:
                     "expected a file system that all nodes share"
                 )
         _write_synced(stage / MANIFEST_NAME, manifest.to_text().encode())
-        _sync_directory(stage)
+        sync(stage)
         if final.exists():  # unsound, or of another config: `_prepare` keeps any other
             self._delete(final)
         stage.rename(final)
-        _sync_directory(self._directory)
+        sync(self._directory)
         self._prune(manifest.step)
         return ""
 
@@ -227,11 +228,3 @@ def _write_synced(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ config.json holds: ``format``, ``format_version``; ``weights`` (file, bytes, sha
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
 from pretrain.config.schema import ModelConfig
 from pretrain.data.manifest import class_order_sha256
 from pretrain.errors import CheckpointError, ModelError
+from pretrain.files import sync
 from pretrain.metrics.jsonl import plain
 from pretrain.run_directory import RunDirectory
 
@@ -254,7 +254,7 @@ def _stage(staged: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> 
 
 def _commit(staged: Path, directory: Path) -> None:
     for path in (*staged.iterdir(), staged):
-        _sync(path)
+        sync(path)
     if directory.exists():
         old = directory.with_name(f"{directory.name}.old.tmp")
         shutil.rmtree(old, ignore_errors=True)
@@ -263,12 +263,4 @@ def _commit(staged: Path, directory: Path) -> None:
         shutil.rmtree(old)
     else:
         staged.rename(directory)
-    _sync(directory.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(directory.parent)

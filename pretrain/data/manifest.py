@@ -16,13 +16,13 @@ same order), ``class_order_sha256``, and ``splits``: name → list of shards wit
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError
+from pretrain.files import replace_text
 
 MANIFEST_FILE = "manifest.json"
 TIMM_INFO_FILE = "_info.json"
@@ -177,8 +177,9 @@ def write_manifest(manifest: Manifest, directory: Path) -> None:
     }
     _parse(document, manifest.root, directory / MANIFEST_FILE)
     try:
-        _write_json(directory / TIMM_INFO_FILE, _timm_info(manifest))
-        _write_json(directory / MANIFEST_FILE, document)
+        for name, content in ((TIMM_INFO_FILE, _timm_info(manifest)), (MANIFEST_FILE, document)):
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            replace_text(directory / name, text + "\n")
     except OSError as error:
         raise DataError(f"{directory}: cannot be written: {error.strerror}") from None
 
@@ -227,16 +228,6 @@ def _timm_info(manifest: Manifest) -> dict[str, Any]:
             for name, split in manifest.splits.items()
         },
     }
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class _ContradictionError(Exception):

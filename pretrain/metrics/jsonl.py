@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pretrain.run_directory import replace_text
+from pretrain.files import replace_text
 
 
 def plain(value: object) -> object:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.config.schema import WandbConfig
-from pretrain.run_directory import read_json, replace_text
+from pretrain.files import read_json, replace_text
 
 START_SECONDS = 120.0
 """Longest start of a wandb run; `WandbMirror` then gives up on it."""

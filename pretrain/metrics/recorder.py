@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import Literal, Self
 
 from pretrain.config.schema import RunConfig
+from pretrain.files import replace_text
 from pretrain.metrics import console
 from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain
 from pretrain.metrics.mirror import WandbMirror
 from pretrain.metrics.names import METRICS, check_declared
-from pretrain.run_directory import RunDirectory, replace_text
+from pretrain.run_directory import RunDirectory
 
 State = Literal["starting", "training", "evaluating", "saving", "done", "stopped"]
 

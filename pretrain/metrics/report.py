@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pretrain.files import read_json, replace_text
 from pretrain.metrics.console import duration
 from pretrain.metrics.jsonl import read_lines, series, with_value
 from pretrain.metrics.names import METRICS
 from pretrain.metrics.style import STYLE
-from pretrain.run_directory import RunDirectory, read_json, replace_text
+from pretrain.run_directory import RunDirectory
 
 EVENTS_PER_KIND_MAX = 50
 """Events of one kind that are listed; the newest are."""

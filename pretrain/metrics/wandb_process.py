@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.files import read_json, replace_text
 from pretrain.metrics.jsonl import parse_line
-from pretrain.run_directory import read_json, replace_text
 
 POLL_SECONDS = 1.0
 FLUSH_SECONDS = 0.5

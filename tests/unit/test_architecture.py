@@ -25,6 +25,7 @@ VENDORS = {
 
 TORCH_FREE = (
     "pretrain.errors",
+    "pretrain.files",
     "pretrain.world",
     "pretrain.run_directory",
     "pretrain.preflight",

@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_the_old_export(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pretrain.convert.export._sync", fail)
+    monkeypatch.setattr("pretrain.convert.export.sync", fail)
     with pytest.raises(CheckpointError, match="No space left"):
         export(tmp_path / "export", weights_of(2))
     assert same(read_weights(tmp_path / "export").tensors, weights_of(1))

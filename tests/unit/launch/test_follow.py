@@ -76,4 +76,17 @@ def test_a_finished_run_names_what_exists(tmp_path: Path, job: Job) -> None:
         f"exported weights: {run.export_dir}",
         "accuracy: top-1 81.25 %",
         f"to Weights & Biases: wandb sync {run.wandb_dir / 'offline-run-1'}",
+        "next: start another run from these weights with init_from=first, or train on your own "
+        "images (README.md, Train)",
     ]
+
+
+def test_a_finished_run_suggests_what_starts_from_it_but_not_what_follows_anyway(
+    tmp_path: Path, job: Job
+) -> None:
+    run = RunDirectory(tmp_path / "demo_pretrain")
+    run.export_dir.mkdir(parents=True)
+    status = Status("done", "done at step 5", job, None)
+    suggestion = "next: python launch/slurm.py --config demo_finetune"
+    assert ending(run, status)[-1] == suggestion
+    assert suggestion not in ending(run, status, ["demo_pretrain", "demo_finetune"])
