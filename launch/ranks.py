@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launch.processes import die_with_parent, is_alive, start_ticks
+from launch.processes import die_with_parent
 from pretrain.errors import EXIT_BAD_INPUT, LaunchError
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import is_alive, start_ticks
 
 PORTS = range(20000, 32000)
 """Below the kernel's range for outgoing connections, so that none of those takes the port first."""

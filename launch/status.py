@@ -7,10 +7,10 @@ from typing import Literal
 
 from launch import scheduler
 from launch.ledger import Attempt, read_attempts
-from launch.processes import is_alive, lock_holder
 from launch.submit import Job, read_job
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import is_alive, lock_holder
 
 Phase = Literal["idle", "waiting", "running", "done", "stopped", "failed", "lost"]
 QUEUE_SECONDS = 15.0

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launch.processes import start_ticks
 from launch.supervisor import layout_of, run_job
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.files import read_json, replace_text
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import start_ticks
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

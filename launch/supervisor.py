@@ -26,11 +26,11 @@ from launch.ledger import (
     attempts_without_progress,
     read_attempts,
 )
-from launch.processes import supervisor_lock
 from launch.ranks import Failure, Layout, LocalRanks, Ranks, end_leftovers, rank_command
 from launch.srun import SlurmRanks
 from pretrain.errors import LaunchError, PretrainError
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import run_lock
 
 EXIT_DONE = 0
 EXIT_FAILED = 70
@@ -120,7 +120,7 @@ def supervise(run: RunDirectory, request: StopRequest, command: Sequence[str] | 
     """
     give_up = time.monotonic() + LOCK_SECONDS
     while not request.stop:
-        with supervisor_lock(run, job_id()) as held:
+        with run_lock(run, job_id()) as held:
             if held and run.is_done():
                 print(f"{run.path.name}: already done", flush=True)
                 return EXIT_DONE

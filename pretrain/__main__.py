@@ -2,12 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pretrain.config.load import expand_chain, load_run
 from pretrain.config.schema import RunConfig
-from pretrain.errors import ConfigError, run_command
+from pretrain.errors import ConfigError, LaunchError, run_command
 from pretrain.job import Job
 from pretrain.plan.derive import make_plan
 from pretrain.plan.render import render
@@ -20,6 +21,7 @@ from pretrain.preflight import (
     require_manifest,
 )
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import lock_holder, run_lock
 from pretrain.world import World, world_from_environment
 
 ATTEMPT_VARIABLE = "PRETRAIN_ATTEMPT"
@@ -81,28 +83,56 @@ def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) 
     check_output(config)
     run.check(config)
 
+    with ExitStack() as stack:
+        if create and world.rank == 0:
+            stack.enter_context(_alone(run))
+        return _join(Job(run, config, plan, manifest, world, _attempt(run)), create=create)
+
+
+@contextmanager
+def _alone(run: RunDirectory) -> Iterator[None]:
+    """Hold the run's lock while training without a supervisor.
+
+    Raises:
+        LaunchError: somebody else has it.
+    """
+    run.make()
+    with run_lock(run, "no job") as held:
+        if not held:
+            holder = lock_holder(run) or {}
+            raise LaunchError(
+                f"{run.path}: is being trained by process {holder.get('pid')} on "
+                f"{holder.get('host')}; wait for its end, or give another --name"
+            )
+        yield
+
+
+def _join(job: Job, *, create: bool) -> int:
+    """Join the other ranks and train."""
     # Only now is torch worth its seconds.
     import torch
 
     from pretrain import dist
     from pretrain.train import train
 
-    attempt = int(os.environ.get(ATTEMPT_VARIABLE, "0")) or next_attempt(run)
-    job = Job(run, config, plan, manifest, world, attempt)
-    dist.initialize(world, torch.device(job.device), config.engine.collective_timeout_seconds)
-    if create and world.rank == 0:
-        run.create(config, plan.to_json())
-        print(render(config, plan), flush=True)
+    dist.initialize(
+        job.world, torch.device(job.device), job.config.engine.collective_timeout_seconds
+    )
+    if create and job.world.rank == 0:
+        job.run.create(job.config, job.plan.to_json())
+        print(render(job.config, job.plan), flush=True)
     dist.barrier()
     outcome = train(job)
     dist.shutdown()
-    if world.rank == 0:
-        print(f"{outcome}: {run.path}", flush=True)
+    if job.world.rank == 0:
+        print(f"{outcome}: {job.run.path}", flush=True)
     return 0
 
 
-def next_attempt(run: RunDirectory) -> int:
-    """Return the number after the last attempt that left a directory."""
+def _attempt(run: RunDirectory) -> int:
+    """Return the supervisor's number of this attempt, or the one after the last that left logs."""
+    if ATTEMPT_VARIABLE in os.environ:
+        return int(os.environ[ATTEMPT_VARIABLE])
     if not run.attempts_dir.is_dir():
         return 1
     numbers = [int(entry.name) for entry in run.attempts_dir.iterdir() if entry.name.isdigit()]

@@ -38,7 +38,7 @@ MAY_CHANGE = (
 
 DIFFERENCES_SHOWN = 5
 _CHECKPOINT = re.compile(r"step_(\d+)")
-_BEFORE_CONFIG = {"plan.json", "submit.lock"}
+_BEFORE_CONFIG = {"plan.json", "submit.lock", "supervisor.lock"}
 
 
 class RunDirectory:

@@ -14,11 +14,11 @@ import pytest
 from fake_project import FakeProject, clean_environment
 
 from launch.ledger import read_attempts
-from launch.processes import is_alive, lock_holder
 from launch.slurm import main
 from launch.submit import read_job
 from pretrain.errors import PretrainError
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import is_alive, lock_holder
 
 LOCAL = ("--cluster", "local")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from launch.ledger import Attempt, read_attempts
-from launch.processes import is_alive
 from pretrain.config.schema import RunConfig
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import is_alive
 
 FAKE_RANK = Path(__file__).with_name("fake_rank.py")
 ROOT = Path(__file__).parents[2]

@@ -116,6 +116,10 @@ def test_a_signal_saves_and_the_next_start_goes_on(config, tmp_path):
     while not (run / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    second = start(config, "checkpoint.every_steps=100000", "schedule.epochs=40")
+    refusal, _ = second.communicate(timeout=60)
+    assert (second.returncode, refusal.count("\n")) == (2, 1)
+    assert f"is being trained by process {process.pid} on " in refusal
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

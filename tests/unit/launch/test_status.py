@@ -10,12 +10,12 @@ import pytest
 
 from launch import scheduler
 from launch.ledger import Next, Outcome, append_end, append_start
-from launch.processes import start_ticks, supervisor_lock
 from launch.scheduler import JobState
 from launch.status import Queue, look
 from launch.submit import Job
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory
+from pretrain.run_lock import run_lock, start_ticks
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_local_phases(run: RunDirectory) -> None:
     me = os.getpid()
     submitted(run, "local", me, start_ticks(me))
     assert look(run, Queue()).phase == "waiting"
-    with supervisor_lock(run, str(me)) as held:
+    with run_lock(run, str(me)) as held:
         assert held
         assert look(run, Queue()).phase == "running"
     ended(run, "stopped", "stop", str(me))
