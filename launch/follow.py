@@ -241,15 +241,16 @@ def _results(run: RunDirectory, chain: Sequence[str]) -> list[str]:
     offline = sorted(run.wandb_dir.glob("offline-run-*")) if run.wandb_dir.is_dir() else []
     if offline:
         lines.append(f"to Weights & Biases: wandb sync {offline[-1]}")
-    return lines + (_next_steps(run.path.name, chain) if run.export_dir.exists() else [])
+    return lines + _next_steps(run, chain)
 
 
-def _next_steps(name: str, chain: Sequence[str]) -> list[str]:
+def _next_steps(run: RunDirectory, chain: Sequence[str]) -> list[str]:
     """What to try with the weights of a finished run; nothing where the chain does it anyway."""
+    name = run.path.name
     says = re.compile(rf"^init_from:\s*{re.escape(name)}\s*$", re.MULTILINE)
     paths = sorted(CONFIGS_DIR.glob("*.yaml"))
     further = [path.stem for path in paths if says.search(path.read_text(encoding="utf-8"))]
-    if not further:
+    if not further and run.export_dir.exists():
         return [
             f"next: start another run from these weights with init_from={name}, or train on your "
             "own images (README.md, Train)"

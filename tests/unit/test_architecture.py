@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,11 @@ def test_nothing_unpickles_or_evaluates():
                 for keyword in node.keywords:
                     shell = keyword.arg == "shell" and ast.unparse(keyword.value) == "True"
                     assert not shell, f"{path}:{node.lineno} runs a shell"
+
+
+def test_every_folder_of_tests_is_collected(request):
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    passed_over = request.config.getini("norecursedirs")
+    for folder in folders:
+        for part in folder.relative_to(ROOT).parts:
+            assert not any(fnmatch(part, pattern) for pattern in passed_over), folder
