@@ -187,7 +187,7 @@ def _slurm_executor(
         job_name=config.name,
         nodes=cluster.nodes,
         ntasks_per_node=ranks_per_node,
-        gpus_per_node=cluster.gpus_per_node or None,
+        gpus_per_node=None if cluster.device == "cpu" else cluster.gpus_per_node or None,
         cpus_per_task=cluster.cpus_per_rank,
         mem=None if memory is None else f"{memory}G",
         time=cluster.time_limit_minutes,

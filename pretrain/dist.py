@@ -13,8 +13,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as torch_dist
 
-from pretrain.errors import LaunchError
-from pretrain.world import World
+from pretrain.world import World, meeting_point
 
 _control: torch_dist.ProcessGroup | None = None
 
@@ -22,7 +21,7 @@ _control: torch_dist.ProcessGroup | None = None
 def initialize(world: World, device: torch.device, timeout_seconds: int) -> None:
     """Join the other ranks. Every rank, once, before anything else here; waits for all of them.
 
-    A world of one needs no environment. Several ranks meet at ``MASTER_ADDR``:``MASTER_PORT``.
+    A world of one needs no environment. Several ranks meet at `meeting_point`.
 
     Args:
         world: the place of this process.
@@ -38,11 +37,11 @@ def initialize(world: World, device: torch.device, timeout_seconds: int) -> None
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    meeting: dict[str, Any] = {"init_method": "env://"}
-    if world.size == 1:
-        meeting = {"store": torch_dist.HashStore()}  # pyright: ignore[reportPrivateImportUsage]
-    else:
-        _check_environment(world)
+    meeting: dict[str, Any] = {"store": torch_dist.HashStore()}  # pyright: ignore[reportPrivateImportUsage]
+    if world.size > 1:
+        host, port = meeting_point()
+        os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        meeting = {"init_method": "env://"}  # torchrun already serves the store there
     torch_dist.init_process_group(
         backend,
         rank=world.rank,
@@ -52,18 +51,6 @@ def initialize(world: World, device: torch.device, timeout_seconds: int) -> None
         **meeting,
     )
     _control = cast(torch_dist.ProcessGroup, torch_dist.new_group(backend="gloo", timeout=timeout))
-
-
-def _check_environment(world: World) -> None:
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise LaunchError(
-            f"environment: {' and '.join(missing)} not set for {world.size} ranks; "
-            "start the ranks with torchrun or launch/slurm.py"
-        )
-    port = os.environ["MASTER_PORT"]
-    if not port.isdigit():
-        raise LaunchError(f"environment: MASTER_PORT: expected a port number, got {port!r}")
 
 
 def control_group() -> torch_dist.ProcessGroup:

@@ -1,10 +1,14 @@
 """Who this process is among the others: a value, read from the launcher's environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pretrain.errors import LaunchError
+
+FIRST_STEP_PORT, STEP_PORTS, STEPS_PER_JOB = 20_000, 12_000, 31
+"""Ports for ranks that ``srun`` started: below those the kernel hands out by itself."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,48 @@ def world_from_environment(environment: Mapping[str, str] | None = None) -> Worl
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "LOCAL_TASKS")
         return _read({**env, "LOCAL_TASKS": per_node}, names)
     return World()
+
+
+def meeting_point(environment: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """Return host and port at which the ranks of a job find each other.
+
+    ``MASTER_ADDR`` and ``MASTER_PORT`` where a launcher set them; under a bare ``srun`` the step's
+    first node, which holds rank zero, and a port that follows from job and step.
+
+    Raises:
+        LaunchError: the environment says neither, or the port is not a number.
+    """
+    env = os.environ if environment is None else environment
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
+    if not missing:
+        if not env["MASTER_PORT"].isdigit():
+            raise LaunchError(
+                f"environment: MASTER_PORT: expected a port number, got {env['MASTER_PORT']!r}"
+            )
+        return env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    step = [env.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    if "SLURM_STEP_NODELIST" in env and all(number.isdigit() for number in step):
+        job_id, step_id = (int(number) for number in step)
+        port = FIRST_STEP_PORT + (STEPS_PER_JOB * job_id + step_id) % STEP_PORTS
+        return first_node(env["SLURM_STEP_NODELIST"]), port
+    raise LaunchError(
+        f"environment: {' and '.join(missing)} not set; "
+        "start the ranks with torchrun, srun or launch/slurm.py"
+    )
+
+
+def first_node(nodes: str) -> str:
+    """Return the first name of Slurm's compressed list of nodes.
+
+    Example:
+        >>> first_node("gpu[007-012,20],login1"), first_node("a1,b[1-2]")
+        ('gpu007', 'a1')
+    """
+    before, bracket, rest = nodes.partition("[")
+    if not bracket or "," in before:
+        return nodes.partition(",")[0]
+    numbers, _, after = rest.partition("]")
+    return before + re.split("[-,]", numbers)[0] + after.partition(",")[0]
 
 
 def _read(env: Mapping[str, str], names: tuple[str, str, str, str]) -> World:

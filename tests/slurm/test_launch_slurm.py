@@ -52,7 +52,7 @@ def step_of(run: RunDirectory) -> int:
 
 def test_submit_follow_and_survive_a_killed_rank(project: FakeProject) -> None:
     project.set_ranks(40, "kill:3:25")
-    gpus = ("cluster.gpus_per_node=4", "cluster.device=cpu")
+    gpus = ("cluster.gpus_per_node=4", "cluster.device=cuda")
     code, output = project.launch("--config", "first", *SLURM, *gpus, "--follow")
     run = RunDirectory(project.runs / "first")
     assert code == 0, output
@@ -164,7 +164,7 @@ def test_the_same_command_does_not_submit_twice(project: FakeProject) -> None:
 
 def test_dry_run_is_accepted_by_sbatch_and_writes_nothing(project: FakeProject) -> None:
     arguments = ("--config", "first", *SLURM, "--dry-run", "cluster.gpus_per_node=4")
-    code, output = project.launch(*arguments, "cluster.device=cpu")
+    code, output = project.launch(*arguments, "cluster.device=cuda")
     assert code == 0, output
     assert not project.runs.exists()
     script = output[output.index("#!/bin/bash") : output.index("sbatch --test-only")]
@@ -178,6 +178,7 @@ def test_dry_run_is_accepted_by_sbatch_and_writes_nothing(project: FakeProject) 
 
     code, output = project.launch(*arguments, "cluster.device=cpu", "cluster.partition=none")
     assert "Invalid partition" in output
+    assert "--gpus-per-node" not in output  # ranks on the CPU take no GPUs
 
 
 def test_a_refused_submission_is_one_line(project: FakeProject) -> None:

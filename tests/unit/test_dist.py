@@ -35,7 +35,7 @@ def test_use_before_initialize_is_a_clear_error():
 def test_several_ranks_must_know_where_to_meet(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setenv("MASTER_PORT", "1")
-    with pytest.raises(LaunchError, match="MASTER_ADDR not set for 2 ranks"):
+    with pytest.raises(LaunchError, match="MASTER_ADDR not set; start the ranks"):
         dist.initialize(World(rank=0, size=2), CPU, timeout_seconds=30)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "http")
