@@ -106,3 +106,8 @@ def test_the_demo_learns(tmp_path):
     pretrained, tuned = check_results(tmp_path, output)
     assert pretrained > 0.7
     assert tuned > 0.7
+    promised = (ROOT / "README.md").read_text().partition("ends like this:\n\n```\n")[2]
+    promised = promised.partition("\n```")[0].splitlines()
+    assert len(promised) == 8
+    for line, shown in zip(promised, output.splitlines()[-8:], strict=True):
+        assert shown.startswith(line.partition(": ")[0] + ": "), (line, shown)
