@@ -45,6 +45,8 @@ def zero_config(
         "zero_optimization": _zero_section(engine),
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        # On by default, and then it waits for the device before every pass and after every step.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
         "memory_breakdown": False,
         "dump_state": False,
     }

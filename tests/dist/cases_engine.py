@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -237,6 +238,32 @@ def lazily(world: World) -> list[str]:
     return events
 
 
+def device_waits(world: World, stage: int) -> int:
+    """How often DeepSpeed waits for the device in four steps; its timers sleep through two."""
+    engine = make_engine(world, stage, accumulation=2)
+    from deepspeed.accelerator import get_accelerator
+
+    waits: list[int] = []
+    with mock.patch.object(get_accelerator(), "synchronize", lambda *_: waits.append(1)):
+        train(engine, world, range(4), 2)
+    engine.close()
+    return len(waits)
+
+
+def starts_as_rank_zero(world: World, stage: int) -> bool:
+    """Whether this rank's part of the weights is rank zero's, though each rank made others."""
+    engine = make_engine(world, stage, seed=world.rank)
+    expected = dict(TinyNet(0).named_parameters())
+    found = []
+    for key, value in engine.fragments().items():
+        kind, name, start = key.split("|")
+        if kind == "master":
+            part = expected[name].detach().view(-1)[int(start) : int(start) + len(value)]
+            found.append(torch.equal(value, part))
+    engine.close()
+    return bool(found) and all(found)
+
+
 def evaluation_between(world: World, stage: int) -> bool:
     """Whether evaluating between steps leaves training as it was, to the bit."""
     ends = []
@@ -290,6 +317,10 @@ def suite(world: World, stages: list[int]) -> dict[str, Any]:
         "clipped": [moment_norm(world, stage, 0.05) for stage in stages],
         "bad_calls": bad_calls(world),
         "lazily": lazily(world),
+        "device_waits": [device_waits(world, stage) for stage in stages],
+        "starts_as_rank_zero": dist.gather_objects(
+            [starts_as_rank_zero(world, stage) for stage in stages]
+        ),
         "evaluation_between": [evaluation_between(world, stage) for stage in stages],
         "linear_untouched": F.linear.__module__,
         # Last: DeepSpeed keeps a process that once trained with autocast marked as such.

@@ -72,6 +72,14 @@ def test_micro_batches_are_drawn_when_needed(suite):
     assert suite["lazily"] == ["drawn 0", "forward", "drawn 1", "forward"]
 
 
+def test_steps_do_not_wait_for_the_device_to_be_timed(suite):
+    assert suite["device_waits"] == [0, 0, 0]
+
+
+def test_weights_start_from_rank_zero(suite):
+    assert suite["starts_as_rank_zero"] == [[True] * 3] * 2
+
+
 def test_stage_3_leaves_torch_linear_alone(suite):
     assert suite["linear_untouched"] == "torch._C._nn"
 

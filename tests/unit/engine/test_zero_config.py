@@ -38,6 +38,7 @@ GOLDEN_STAGE_1 = {
     },
     "steps_per_print": 2**31,
     "wall_clock_breakdown": False,
+    "timers": {"throughput": {"enabled": False, "synchronized": False}},
     "memory_breakdown": False,
     "dump_state": False,
 }
