@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -217,7 +218,9 @@ def ending(run: RunDirectory, status: Status, chain: Sequence[str] = ()) -> list
         return lines + _results(run, chain)
     saved = run.newest_checkpoint_step()
     where = "from the start" if saved is None else f"from step {saved}"
-    lines.append(f"next: the same command goes on {where}")
+    mended = status.attempt is not None and status.attempt.outcome == "bad_input"
+    first = "mend what is named above, then " if mended else ""
+    lines.append(f"next: {first}the same command goes on {where}")
     return lines
 
 
@@ -238,9 +241,10 @@ def _results(run: RunDirectory, chain: Sequence[str]) -> list[str]:
     accuracy = (run.read_progress() or {}).get("eval_top1_fraction")
     if accuracy is not None:
         lines.append(f"accuracy: top-1 {100 * accuracy:.2f} %")
-    offline = sorted(run.wandb_dir.glob("offline-run-*")) if run.wandb_dir.is_dir() else []
-    if offline:
-        lines.append(f"to Weights & Biases: wandb sync {offline[-1]}")
+    if any(run.wandb_dir.glob("offline-run-*")):  # one for each attempt, all parts of one run
+        lines.append(
+            f"to Weights & Biases: wandb sync {shlex.quote(str(run.wandb_dir))}/offline-run-*"
+        )
     return lines + _next_steps(run, chain)
 
 

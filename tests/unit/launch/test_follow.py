@@ -62,6 +62,15 @@ def test_a_lost_job_shows_what_its_supervisor_said(tmp_path: Path, job: Job) -> 
     assert lines[-1] == "next: the same command goes on from step 40"
 
 
+def test_refused_input_is_to_be_mended_first(tmp_path: Path, job: Job) -> None:
+    run = RunDirectory(tmp_path / "first")
+    refused = Attempt(1, job.job_id, "h", 0.0, None, outcome="bad_input", next="give_up")
+    lines = ending(run, Status("failed", "rank 0 exited with code 2 (bad input)", job, refused))
+    assert lines[-1] == (
+        "next: mend what is named above, then the same command goes on from the start"
+    )
+
+
 def test_a_finished_run_names_what_exists(tmp_path: Path, job: Job) -> None:
     run = RunDirectory(tmp_path / "first")
     run.path.mkdir()
@@ -69,13 +78,14 @@ def test_a_finished_run_names_what_exists(tmp_path: Path, job: Job) -> None:
     assert ending(run, status) == ["first: done at step 5", f"run directory: {run.path}"]
     run.report_path.touch()
     run.export_dir.mkdir()
-    (run.wandb_dir / "offline-run-1").mkdir(parents=True)
+    for attempt in (1, 2):
+        (run.wandb_dir / f"offline-run-{attempt}").mkdir(parents=True)
     run.progress_path.write_text('{"state": "done", "eval_top1_fraction": 0.8125}')
     assert ending(run, status)[2:] == [
         f"report: {run.report_path}",
         f"exported weights: {run.export_dir}",
         "accuracy: top-1 81.25 %",
-        f"to Weights & Biases: wandb sync {run.wandb_dir / 'offline-run-1'}",
+        f"to Weights & Biases: wandb sync {run.wandb_dir}/offline-run-*",
         "next: start another run from these weights with init_from=first, or train on your own "
         "images (README.md, Train)",
     ]
