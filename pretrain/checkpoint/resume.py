@@ -113,6 +113,13 @@ class CheckpointReader:
         shape = self.shapes.get(name, ())
         return self.read(kind, name, 0, math.prod(shape)).view(shape)
 
+    def close(self) -> None:
+        """Let go of the files, which stay mapped otherwise: even deleted ones hold their space.
+
+        Reading opens them again.
+        """
+        self._open.clear()
+
     def _slice(self, file: str, key: str, low: int, high: int) -> Tensor:
         path = self.directory / file
         try:

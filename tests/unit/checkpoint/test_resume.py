@@ -1,6 +1,7 @@
 import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,19 @@ def test_properties(reader):
 def test_what_is_not_there_is_refused(reader, arguments, said):
     with pytest.raises(CheckpointError, match=said):
         reader.read(*arguments)
+
+
+def test_closing_lets_go_of_the_files(tmp_path):
+    def mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    opened = verify(write_checkpoint(tmp_path, 7))
+    part = opened.read("master", "head.weight", 0, 15)
+    assert mapped()
+    opened.close()
+    assert not mapped()
+    assert torch.equal(part, value("master", "head.weight", 7))
+    assert torch.equal(opened.read("master", "head.weight", 0, 15), part)
 
 
 def test_nothing_saved_is_no_refusal(tmp_path):
