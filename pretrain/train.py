@@ -7,7 +7,6 @@ the loop. Every function here is called by every rank.
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -70,23 +69,19 @@ def train(job: Job) -> str:
     stop = StopRequest()
     device = torch.device(job.device)
     torch.set_num_threads(job.threads)
-    with ExitStack() as stack:
-        reader = find_checkpoint(job)
-        first_step = 0 if reader is None else reader.step
-        recorder = stack.enter_context(
-            Recorder(
-                job.run,
-                job.config,
-                rank=job.world.rank,
-                attempt=job.attempt,
-                resume_step=first_step,
-                total_steps=job.plan.total_steps,
-                steps_per_epoch=job.plan.steps_per_epoch,
-            )
-        )
+    reader = find_checkpoint(job)
+    first_step = 0 if reader is None else reader.step
+    with Recorder(
+        job.run,
+        job.config,
+        rank=job.world.rank,
+        attempt=job.attempt,
+        resume_step=first_step,
+        total_steps=job.plan.total_steps,
+        steps_per_epoch=job.plan.steps_per_epoch,
+    ) as recorder:
         recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
         parts = connect(job, device, recorder, stop, first_step)
-        stack.callback(parts.engine.close)
         if reader is not None:
             restore(parts, reader)
         outcome = run_steps(parts)
@@ -94,6 +89,8 @@ def train(job: Job) -> str:
             finish(parts)
         recorder.event(outcome)
         leave_outcome(parts, outcome)
+        # Not after an error: NCCL's groups close together, and peers wait in a collective then.
+        parts.engine.close()
     return outcome
 
 
@@ -170,6 +167,7 @@ def restore(parts: Parts, reader: CheckpointReader) -> None:
     """Take up the state of a checkpoint."""
     state = reader.state
     parts.engine.load_fragments(reader.read, saved_shapes=reader.shapes, **state["engine"])
+    reader.close()
     parts.clock.load_state(state["clock"])
     parts.meter.load_state(state["meter"], parts.job.world.rank)
     parts.recorder.event("resumed", checkpoint=reader.directory.name)

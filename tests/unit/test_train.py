@@ -1,0 +1,51 @@
+"""What `pretrain.train` does with parts that need no training; the rest is in tests/e2e."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from pretrain import train
+from pretrain.errors import DataError
+
+
+@pytest.fixture
+def parts() -> Any:
+    return MagicMock()
+
+
+def test_restoring_lets_go_of_the_checkpoint(parts):
+    reader = MagicMock(state={"engine": {"optimizer_step": 3}, "clock": {}, "meter": {}})
+    train.restore(parts, reader)
+    assert [name for name, _, _ in reader.method_calls] == ["close"]
+    parts.engine.load_fragments.assert_called_once_with(
+        reader.read, saved_shapes=reader.shapes, optimizer_step=3
+    )
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_rank_that_fails_ends_without_its_peers(parts, monkeypatch, fails):
+    """Taking NCCL's groups down waits for the other ranks, who wait in their next collective."""
+
+    def run_steps(_: Any) -> str:
+        if fails:
+            raise DataError("this rank's shards only")
+        return "stopped"
+
+    monkeypatch.setattr(train, "StopRequest", MagicMock())
+    monkeypatch.setattr(train, "find_checkpoint", lambda job: None)
+    monkeypatch.setattr(train, "Recorder", lambda *_, **__: nullcontext(MagicMock()))
+    monkeypatch.setattr(train, "connect", lambda *_: parts)
+    monkeypatch.setattr(train, "run_steps", run_steps)
+    monkeypatch.setattr(train, "leave_outcome", lambda *_: None)
+    monkeypatch.setattr(train.torch, "set_num_threads", lambda _: None)
+    job: Any = SimpleNamespace(
+        device="cpu", threads=1, run=None, config=None, attempt=1,
+        world=SimpleNamespace(rank=0, size=1),
+        plan=SimpleNamespace(total_steps=1, steps_per_epoch=1),
+    )  # fmt: skip
+    with pytest.raises(DataError) if fails else nullcontext():
+        train.train(job)
+    assert parts.engine.close.called is not fails
