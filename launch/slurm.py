@@ -178,8 +178,8 @@ def _check_parent(config: RunConfig) -> None:
     status = look(RunDirectory(parent), Queue())
     if status.phase != "done" and not status.is_active:
         raise LaunchError(
-            f"init_from: {config.init_from} is not done ({status.detail}); launch both "
-            f"(--config {config.init_from} --config {config.name}), or give init_from=PATH"
+            f"init_from: {config.init_from} is not done ({status.detail}); launch both with one "
+            "command (--config … --config …), or give init_from=PATH"
         )
 
 

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 from pretrain.config.schema import RunConfig
+from pretrain.convert.sources import source_of
 from pretrain.data.manifest import Manifest, check_shards, read_manifest
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, PretrainError
 
 
 def manifest_if_built(config: RunConfig) -> Manifest | None:
@@ -48,17 +49,28 @@ def initial_weights_path(config: RunConfig) -> Path | None:
 
 
 def check_initial_weights(config: RunConfig) -> None:
-    """Refuse an ``init_from`` that does not exist.
+    """Refuse an ``init_from`` that does not exist or that weights cannot be read from.
 
     Raises:
         ConfigError: with the path looked at.
     """
     path = initial_weights_path(config)
-    if path is not None and not path.exists():
+    if path is None:
+        return
+    if path == Path(config.runs_dir) / config.name:
+        raise ConfigError(
+            f"init_from: {config.init_from}: is this run itself; the same command resumes it, "
+            "and another --name starts another run from it"
+        )
+    if not path.exists():
         raise ConfigError(
             f"init_from: {config.init_from}: {path} does not exist; train it first, launch both "
-            f"(--config {config.init_from} --config {config.name}), or give init_from=PATH"
+            "with one command (--config … --config …), or give init_from=PATH"
         )
+    try:
+        source_of(path)
+    except PretrainError as error:
+        raise ConfigError(f"init_from: {error}") from None
 
 
 def check_output(config: RunConfig) -> None:

@@ -18,20 +18,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrain.checkpoint.layout import MANIFEST_NAME
 from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
 from pretrain.config.schema import ModelConfig
+from pretrain.convert.sources import (
+    CONFIG_NAME,
+    FORMAT,
+    WEIGHTS_NAME,
+    is_export,
+    read_config,
+    source_of,
+)
 from pretrain.data.manifest import class_order_sha256
 from pretrain.errors import CheckpointError, ModelError
 from pretrain.files import sync
 from pretrain.metrics.jsonl import plain
 from pretrain.run_directory import RunDirectory
 
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
-FORMAT = "swin-pretrain export"
 FORMAT_VERSION = 1
-PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin", ".ckpt", ".tar")
 
 
 class Weights(NamedTuple):
@@ -80,7 +83,7 @@ def write_export(
     _check_classes(model, classes, class_names)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     _check_tensors(tensors)
-    if directory.exists() and not _is_export(directory):
+    if directory.exists() and not is_export(directory):
         raise CheckpointError(
             f"{directory}: expected an export or nothing, found something else; move it away"
         )
@@ -114,25 +117,18 @@ def read_weights(path: Path) -> Weights:
         ModelError: there is nothing there, or nothing that is read here.
         CheckpointError: it is damaged, or of a newer version of this program.
     """
-    if path.is_file():
-        return _read_file(path)
-    if not path.exists():
-        raise ModelError(f"{path.absolute()}: expected weights, found nothing there")
-    if _is_export(path):
-        return _read_export(path)
-    if (path / MANIFEST_NAME).is_file():
+    source = source_of(path)
+    if source == "export":
+        return _read_export(path if path.is_dir() else path.parent)
+    if source == "checkpoint":
         return _read_checkpoint(verify(path), RunDirectory(path.absolute().parents[1]))
-    run = RunDirectory(path)
-    if run.exists or run.checkpoints_dir.is_dir():
-        return _read_run(run)
-    raise ModelError(
-        f"{path.absolute()}: expected an export ({CONFIG_NAME} and {WEIGHTS_NAME}), a run "
-        "directory or a checkpoint, found none of them"
-    )
+    if source == "run":
+        return _read_run(RunDirectory(path))
+    return Weights(_load(path), None, None)
 
 
 def _read_run(run: RunDirectory) -> Weights:
-    if _is_export(run.export_dir):
+    if is_export(run.export_dir):
         return _read_export(run.export_dir)
     reader, refusals = newest_valid(run.checkpoints_dir)
     if reader is None:
@@ -149,22 +145,9 @@ def _read_checkpoint(reader: CheckpointReader, run: RunDirectory) -> Weights:
     return Weights(tensors, reader.classes or None, model)
 
 
-def _read_file(path: Path) -> Weights:
-    if path.suffix in PICKLES:
-        raise ModelError(
-            f"{path}: a {path.suffix} file can run code when it is read, so it is not; expected "
-            "safetensors, an export, a run or a checkpoint"
-        )
-    if path.name == WEIGHTS_NAME and _is_export(path.parent):
-        return _read_export(path.parent)
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path}: expected a .safetensors file or a directory")
-    return Weights(_load(path), None, None)
-
-
 def _read_export(directory: Path) -> Weights:
     path = directory / CONFIG_NAME
-    config = _read_config(path)
+    config = read_config(path)
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format_version: expected {FORMAT_VERSION}, "
@@ -184,23 +167,6 @@ def _read_export(directory: Path) -> Weights:
     if weights.stat().st_size != bytes_ or _sha256(weights) != sha256:
         raise CheckpointError(f"{weights}: damaged: not the file that {CONFIG_NAME} describes")
     return Weights(_load(weights), classes, model)
-
-
-def _is_export(directory: Path) -> bool:
-    """Whether both files are there; a config.json without our format is another program's."""
-    if not (directory / WEIGHTS_NAME).is_file() or not (directory / CONFIG_NAME).is_file():
-        return False
-    return _read_config(directory / CONFIG_NAME).get("format") == FORMAT
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got a {type(config).__name__}")
-    return config
 
 
 def _load(path: Path) -> dict[str, Tensor]:

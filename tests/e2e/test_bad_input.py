@@ -75,6 +75,9 @@ def typed(request, tmp_path, small_shards, monkeypatch, capsys):
         ("data.eval_split=test", "no split 'test'; there are: train, validation"),
         ("init_from=never_trained", "init_from: never_trained:"),
         ("init_from=./no/such", "does not exist"),
+        ("init_from=./small.yaml", "expected a .safetensors file or a directory"),
+        ("init_from=../", "expected an export"),
+        ("init_from=small", "init_from: small: is this run itself"),
         ("batch.global_size=1024", "more than the 96 samples"),
     ],
 )
@@ -124,6 +127,12 @@ def test_a_run_directory_of_another_config(typed):
     message = typed.refusal()
     assert "belongs to a run with another config" in message
     assert "optim.lr: the run has 9.0, got 0.001" in message
+
+
+def test_shards_and_pickles_are_no_weights(typed, small_shards):
+    assert "expected an export" in typed.refusal(f"init_from={small_shards.path}")
+    (typed.folder / "swin.pth").touch()
+    assert "can run code when it is read" in typed.refusal("init_from=./swin.pth")
 
 
 def test_output_that_cannot_be_written(typed):

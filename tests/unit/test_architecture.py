@@ -40,6 +40,7 @@ TORCH_FREE = (
     "pretrain.models.variants",
     "pretrain.metrics.names",
     "pretrain.checkpoint.layout",
+    "pretrain.convert.sources",
     "pretrain.engine.schedule",
     "pretrain.engine.zero_config",
     "launch.slurm",
