@@ -48,7 +48,8 @@ class Batches(Iterator[Batch]):
             # Not forkserver: its server dies of the job's signals, and the workers with it.
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_Guard(os.getpid()) if workers else None,
-            pin_memory=torch.cuda.is_available(),
+            # A rank that computes on the CPU beside a GPU must not open a context on it.
+            pin_memory=torch.cuda.is_initialized(),
         )
         self._batches = iter(self._loader)
         self._bad = count_bad

@@ -298,6 +298,22 @@ def test_manifest_changes_do_not_reach_other_splits(shard_set):
     assert train_only.fingerprint("train") == shard_set.fingerprint("train")
 
 
+@pytest.mark.parametrize("in_use", [True, False])
+def test_batches_are_pinned_where_this_process_uses_a_gpu(shard_set, monkeypatch, in_use):
+    pinned: list[bool] = []
+    original = loader.DataLoader
+
+    def spy(*arguments, pin_memory: bool, **options):
+        pinned.append(pin_memory)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loader, "DataLoader", spy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: in_use)
+    trained(shard_set, last_step=1)
+    assert pinned == [in_use]
+
+
 def test_pinning_reaches_every_tensor(shard_set, monkeypatch):
     """As the DataLoader does it for a GPU: through the batch's own method."""
     from torch.utils.data._utils.pin_memory import pin_memory
