@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         PretrainError: bad input, before anything is written.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     world = world_from_environment()
     if options.run is None:
         names = expand_chain([options.config])
@@ -46,6 +46,10 @@ def main(arguments: Sequence[str]) -> int:
         config = load_run(names[0], options.overrides, run_name=options.name)
         run = RunDirectory(Path(config.runs_dir) / config.name)
     else:
+        if options.overrides or options.name is not None:
+            raise ConfigError(
+                f"--run {options.run}: its config is settled; key=value and --name go with --config"
+            )
         run = RunDirectory(options.run)
         config = run.read_config()
     if options.plan:

@@ -87,6 +87,20 @@ def test_one_line_says_what_and_what_to_do(typed, override, expected):
     assert message.count("\n") == 0
 
 
+def test_options_may_stand_between_overrides(typed):
+    message = typed.refusal("seed=one", "--name", "other", "batch.global_size=none")
+    assert "seed: input" in message
+    assert "batch.global_size: input" in message
+
+
+def test_a_settled_run_takes_no_overrides(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", "--run", str(tmp_path), "optim.lr=1.0"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(pretrain_main)
+    assert ended.value.code == 2
+    assert "key=value and --name go with --config" in capsys.readouterr().err
+
+
 def test_duplicate_keys(typed):
     typed.config.write_text(typed.config.read_text() + "seed: 1\nseed: 2\n")
     assert "duplicate key" in typed.refusal()
