@@ -316,6 +316,8 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
     and the event says so.
     """
     parts.recorder.progress(done, "saving")
+    if dist.max_across_ranks(len(parts.bad_samples)):
+        report_bad_samples(parts, done)
     parts.recorder.sync()
     with parts.clock.phase("save"):
         try:

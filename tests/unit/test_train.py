@@ -6,9 +6,12 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 
-from pretrain import train
+from pretrain import dist, train
+from pretrain.data.batch import BadSample
 from pretrain.errors import DataError
+from pretrain.world import World
 
 
 @pytest.fixture
@@ -23,6 +26,23 @@ def test_restoring_lets_go_of_the_checkpoint(parts):
     parts.engine.load_fragments.assert_called_once_with(
         reader.read, saved_shapes=reader.shapes, optimizer_step=3
     )
+
+
+def test_a_checkpoint_leaves_no_bad_sample_unreported(parts, monkeypatch):
+    """Its meter counts them, so whoever resumes from it would never name them."""
+    monkeypatch.setattr(train, "learning_sha256", lambda _: "")
+    parts.bad_samples = [BadSample("a-train-000003.tar", "000003_000007", "damaged")]
+    dist.initialize(World(), torch.device("cpu"), timeout_seconds=30)
+    try:
+        train.save(parts, 5, must=True)
+    finally:
+        dist.shutdown()
+    done = [name for name, _, _ in parts.mock_calls]
+    assert done.index("recorder.event") < done.index("recorder.sync") < done.index("store.save")
+    parts.recorder.event.assert_called_once_with(
+        "bad_sample", step=5, shard="a-train-000003.tar", key="000003_000007", reason="damaged"
+    )
+    assert parts.bad_samples == []
 
 
 @pytest.mark.parametrize("fails", [True, False])
