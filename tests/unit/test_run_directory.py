@@ -63,6 +63,15 @@ def test_fields_that_do_not_change_learning_may_change(tmp_path: Path) -> None:
     assert run.plan_path.read_text() == '{"new": 1}'
 
 
+def test_limits_that_stopped_a_run_can_be_raised(tmp_path: Path) -> None:
+    """Their messages say so."""
+    run = RunDirectory(tmp_path / "first")
+    run.create(make_config(), "{}")
+    raised = make_config(data__max_bad_fraction=0.5, engine__max_skipped_steps=99)
+    run.create(raised, "{}")
+    assert run.read_config() == raised
+
+
 def test_every_changeable_name_exists() -> None:
     dump = make_config().model_dump()
     for name in MAY_CHANGE:
