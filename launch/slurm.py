@@ -131,7 +131,21 @@ def _load(options: argparse.Namespace) -> list[RunConfig]:
         raise LaunchError(f"--config: two runs are named {min(doubled)}; each needs its own name")
     if len({config.cluster.executor for config in configs}) > 1:
         raise LaunchError("cluster.executor: the runs of one command need the same one")
-    return configs
+    return _parents_first(configs)
+
+
+def _parents_first(configs: list[RunConfig]) -> list[RunConfig]:
+    """Order the runs of one command so that each comes after the one it starts from."""
+    ordered: list[RunConfig] = []
+    waiting = list(configs)
+    while waiting:
+        names = {config.name for config in waiting}
+        ready = [config for config in waiting if config.init_from not in names - {config.name}]
+        if not ready:
+            raise LaunchError(f"init_from: {', '.join(sorted(names))} start from each other")
+        ordered.append(ready[0])
+        waiting.remove(ready[0])
+    return ordered
 
 
 def _plan(config: RunConfig) -> Part:
@@ -191,11 +205,19 @@ def _build_missing(configs: list[RunConfig]) -> None:
 
 
 def _show(configs: list[RunConfig], *, slurm: bool) -> None:
+    names = {config.name for config in configs}
     for part in map(_plan, configs):
         print(render(part.config, part.plan))
         if manifest_if_built(part.config) is None:
             print(f"would build the data: {part.config.data.build}")
         print(f"would create {part.run.path}" if not part.run.exists else f"uses {part.run.path}")
+        status = look(part.run, Queue())
+        if status.phase == "done" or status.is_active:
+            print(f"would submit nothing: {status.phase}: {status.detail}")
+            continue
+        if part.config.init_from in names:
+            how = " (sbatch --dependency=afterok: and the number of its job)" if slurm else ""
+            print(f"would wait for {part.config.init_from}{how}")
         if not slurm:
             ranks = f"{part.plan.ranks_per_node} ranks"
             print(f"would start a supervisor on this machine with {ranks}: {_rank_line(part.run)}")

@@ -57,6 +57,9 @@ def test_launch_follow_and_launch_again(project: FakeProject) -> None:
     assert (run.code_path / "pretrain" / "fake_rank.py").is_file()
     assert "gpus None" in run.rank_log(1, 0).read_text()
 
+    code, output = project.launch("--config", "first", *LOCAL, "--dry-run")
+    assert "would submit nothing: done: done at step 30" in output
+
     before = sorted(path for path in run.path.rglob("*") if path.is_file())
     code, output = project.launch("--config", "first", *LOCAL)
     assert (code, "already done" in output) == (0, True), output
@@ -168,9 +171,12 @@ def test_plan_and_dry_run_write_nothing_and_load_nothing_heavy(project: FakeProj
     code, output = project.launch("--config", "both", *LOCAL, "--plan")
     assert code == 0
     assert output.count("plan of") == 2
-    code, output = project.launch("--config", "both", *LOCAL, "--dry-run")
+    # In any order: a run comes after the one it starts from.
+    code, output = project.launch("--config", "second", "--config", "first", *LOCAL, "--dry-run")
     assert code == 0, output
-    assert f"would create {project.runs / 'second'}" in output
+    first, second = output.split("plan of second")
+    assert "would wait for" not in first
+    assert f"would create {project.runs / 'second'}\nwould wait for first\n" in second
     assert sorted(project.root.parent.iterdir()) == before
 
     for arguments in (["--help"], ["--config", "both", *LOCAL, "--plan"]):
@@ -206,6 +212,12 @@ def test_bad_input_is_an_error_and_writes_nothing(
     with pytest.raises(PretrainError, match=re.escape(message)):
         main(["--config", *arguments, *LOCAL])
     assert not project.runs.exists()
+
+
+def test_runs_that_start_from_each_other_are_refused(project: FakeProject) -> None:
+    (project.root / "configs" / "first.yaml").open("a").write("init_from: second\n")
+    code, output = project.launch("--config", "first", "--config", "second", *LOCAL)
+    assert (code, output) == (2, "error: init_from: first, second start from each other\n")
 
 
 def test_bad_input_is_one_line_and_exit_code_two(project: FakeProject) -> None:
