@@ -12,7 +12,7 @@ if __name__ == "__main__":
     # Python puts launch/ first; its modules are no top-level names, and this source tree is meant.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.build_data import build_data
+from launch.build_data import build_data, check_build
 from launch.processes import locked
 from launch.scheduler import why_no_slurm
 from launch.snapshot import copy_source, write_environment
@@ -176,6 +176,8 @@ def _check(configs: list[RunConfig]) -> None:
         if manifest_if_built(config) is not None or not config.data.build_automatically:
             require_manifest(config)
             _plan(config)
+        else:
+            check_build(config)
         if config.init_from not in earlier:
             check_initial_weights(config)
             _check_parent(config)

@@ -120,7 +120,8 @@ def test_no_accepted_config_adds_a_line(cluster: dict[str, str], folder: str) ->
 
 
 @pytest.mark.parametrize(
-    "build", [None, "rm -rf /", "python -m http.server", "python -c 1", "python -m data_tools", "x"]
+    "build",
+    [None, "rm -rf /", "python -m http.server", "python -c 1", "python -m data_tools", "x", "'"],
 )
 def test_only_data_tools_are_run_to_build(build: str | None) -> None:
     with pytest.raises(DataError, match=r"data\.build"):
@@ -129,7 +130,12 @@ def test_only_data_tools_are_run_to_build(build: str | None) -> None:
 
 def test_a_failing_build_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="exited with code"):
-        build_data(make_config(build="python -m data_tools.there_is_none"))
+        build_data(make_config(build="python -m data_tools.there_is_none /data"))
+
+
+def test_a_build_of_something_else_is_not_run() -> None:
+    with pytest.raises(DataError, match="does not write there"):
+        build_data(make_config(build="python -m data_tools.synthetic /other"))
 
 
 def test_no_module_of_launch_shadows_another() -> None:
