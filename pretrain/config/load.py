@@ -136,8 +136,17 @@ def _read_file(path: Path) -> _Source:
         raise ConfigError(f"{path}{line}: {problem}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: {key}: unknown key; expected text, got {key!r}")
+        if "." in key:
+            section, _, field = key.partition(".")
+            raise ConfigError(
+                f"{path}:{lines[key]}: {key}: dots are for the command line; "
+                f"in a file write '{section}:' and '{field}:' indented below it"
+            )
     return _Source(str(path), values, lines)  # pyright: ignore[reportArgumentType]
 
 
@@ -202,11 +211,16 @@ def _explain(detail: ErrorDetails, sources: Sequence[_Source], what: str) -> str
     where = _written_at(key, sources) or what
     if detail["type"] == "extra_forbidden":
         return f"{where}: {key}: unknown key{_suggest(detail['loc'])}"
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], int):
+        given = json.dumps(detail["input"], default=str)
+        return f"{where}: {key.rpartition('.')[0]}: too few values, got {given}"
     if detail["type"] == "missing":
         return f"{where}: {key}: not set; add it to the config or give {key}=VALUE"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{where}: {key}: {message}" if key else f"{where}: {message}"
+    if key == "name" and detail["type"] == "string_pattern_mismatch":
+        message = "expected up to 100 letters, digits, '.', '_' or '-' (--name gives another)"
     problem = f"{message[0].lower()}{message[1:]}"
     return f"{where}: {key}: {problem}, got {json.dumps(detail['input'], default=str)}"
 

@@ -109,6 +109,8 @@ def test_a_missing_field_says_how_to_give_it(tmp_path):
         ("- a\n- b\n", "expected 'key: value' lines"),
         (MINIMAL + "seed: [1\n", "run.yaml:"),
         ("", "not set"),
+        (MINIMAL + "1: 2\n", "1: unknown key; expected text"),
+        (MINIMAL + "optim.eps: 1e-6\n", "in a file write 'optim:' and 'eps:' indented below it"),
     ],
 )
 def test_files_that_are_no_config_are_refused_in_one_line(tmp_path, text, expected):
@@ -153,7 +155,8 @@ def test_overrides_must_be_key_value(item):
         ("engine.precision=fp16", "input should be 'bf16' or 'fp32'"),
         ("optim.lr=-1", "greater than 0"),
         ("optim.lr=.inf", "finite number"),
-        ("name=../escape", "should match pattern"),
+        ("name=../escape", "expected up to 100 letters, digits"),
+        ("model.depths=[1,1]", "model.depths: too few values, got [1, 1]"),
         ('cluster.partition="a b"', "should match pattern"),
         ('cluster.setup=["a\\nb"]', "expected one line per entry"),
     ],
