@@ -150,9 +150,9 @@ class WindowAttention(nn.Module):
             # Windows join the heads: the bias then broadcasts over the batch instead of filling it.
             query, key, value = qkv.flatten(2, 3)  # [B, N·A, K, D]
             bias = (bias + mask[:, None]).flatten(0, 1)  # [N·A, K, K]
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias[None].to(query.dtype)
-        )
+        # Contiguous: the fused kernels of GPUs refuse other layouts, and torch then says nothing.
+        bias = bias[None].to(query.dtype).contiguous()
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         out = out.view(batch, count, self.heads, tokens, -1).transpose(2, 3)
         return self.proj(out.reshape(windows.shape))
 

@@ -56,6 +56,23 @@ def test_state_dict_has_the_official_names_and_no_derived_buffers():
     assert not [name for name in names if name.startswith("layers.3.downsample")]
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_gets_what_the_fused_gpu_kernels_take(monkeypatch, autocast):
+    """One dtype, and last dimensions of stride 1: else torch falls back without a word."""
+    attention, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def spy(*inputs: Tensor, attn_mask: Tensor) -> Tensor:
+        calls.append([(part.dtype, part.stride(-1)) for part in (*inputs, attn_mask)])
+        return attention(*inputs, attn_mask=attn_mask)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    model = Swin(tiny_shape())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(images())
+    dtype = torch.bfloat16 if autocast else torch.float32
+    assert calls == [[(dtype, 1)] * 4] * sum(model.shape.depths)
+
+
 def test_no_weight_decay_names_are_norms_biases_and_position_tables():
     model = Swin(tiny_shape())
     exempt = model.no_weight_decay_names()
