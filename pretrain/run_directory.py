@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "checkpoint",
     "data.build",
     "data.build_automatically",
+    "data.expected_train_samples",
     "data.max_bad_fraction",
     "data.workers_per_rank",
     "data.prefetch_batches",

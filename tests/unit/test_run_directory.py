@@ -56,7 +56,11 @@ def test_fields_that_do_not_change_learning_may_change(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "first")
     run.create(make_config(), "{}")
     config = make_config(
-        cluster__nodes=4, engine__zero_stage=2, batch__micro_size_max=16, data__build="x"
+        cluster__nodes=4,
+        engine__zero_stage=2,
+        batch__micro_size_max=16,
+        data__build="x",
+        data__expected_train_samples=7,
     )
     run.create(config, '{"new": 1}')
     assert run.read_config() == config
