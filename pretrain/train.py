@@ -69,7 +69,7 @@ def train(job: Job) -> str:
     stop = StopRequest()
     device = torch.device(job.device)
     torch.set_num_threads(job.threads)
-    reader = find_checkpoint(job)
+    reader, refusals = find_checkpoint(job)
     first_step = 0 if reader is None else reader.step
     with Recorder(
         job.run,
@@ -80,6 +80,8 @@ def train(job: Job) -> str:
         total_steps=job.plan.total_steps,
         steps_per_epoch=job.plan.steps_per_epoch,
     ) as recorder:
+        for refusal in refusals:
+            recorder.event("checkpoint_refused", reason=refusal)
         recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
         parts = connect(job, device, recorder, stop, first_step)
         if reader is not None:
@@ -94,8 +96,8 @@ def train(job: Job) -> str:
     return outcome
 
 
-def find_checkpoint(job: Job) -> CheckpointReader | None:
-    """Return the newest sound checkpoint of the run, or None before the first.
+def find_checkpoint(job: Job) -> tuple[CheckpointReader | None, list[str]]:
+    """Return the newest sound checkpoint of the run, None before the first, and why not others.
 
     Raises:
         CheckpointError: there are checkpoints but none is sound, or the data has changed.
@@ -110,7 +112,7 @@ def find_checkpoint(job: Job) -> CheckpointReader | None:
             f"{reader.directory}: was trained on other shards than {job.manifest.root} holds now; "
             "restore them, or start another run (--name)"
         )
-    return reader
+    return reader, refusals
 
 
 def connect(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,8 +99,11 @@ def test_a_killed_run_resumes_to_the_bit(config, tmp_path):
     wait_for(killed / "checkpoints" / "step_00000004", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    damaged = killed / "checkpoints" / "step_00000099"
+    shutil.copytree(killed / "checkpoints" / "step_00000004", damaged)
     output = train(config, "name=killed")
 
+    assert f"checkpoint refused: reason {damaged}" in output
     assert "resumed: checkpoint step_000000" in output
     assert records(killed) == records(twin)
     twin_state, killed_state = final_state(twin), final_state(killed)
