@@ -80,7 +80,7 @@ def _plan_text(config: RunConfig, world: World) -> str:
 
 
 def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) -> int:
-    manifest = require_manifest(config)
+    manifest = require_manifest(config, world.rank, world.size)
     resources = resources_of_world(world, config.cluster, gpus_here())
     plan = make_plan(config, manifest, resources, free_disk_bytes=free_disk_bytes(config))
     check_initial_weights(config)

@@ -20,8 +20,10 @@ def manifest_if_built(config: RunConfig) -> Manifest | None:
     return read_manifest(path) if (path / "manifest.json").exists() else None
 
 
-def require_manifest(config: RunConfig) -> Manifest:
+def require_manifest(config: RunConfig, rank: int = 0, ranks: int = 1) -> Manifest:
     """Return the manifest of the config's data after comparing it with the shards beside it.
+
+    The ranks of a job share the comparing.
 
     Raises:
         DataError: the shards are missing (the message says how to build them) or disagree.
@@ -33,9 +35,9 @@ def require_manifest(config: RunConfig) -> Manifest:
             f"data.path: no shards: {config.data.path}/manifest.json does not exist; "
             f"build them with: {build}"
         )
-    check_shards(manifest, config.data.train_split)
+    check_shards(manifest, config.data.train_split, rank, ranks)
     if config.data.eval_split is not None:
-        check_shards(manifest, config.data.eval_split)
+        check_shards(manifest, config.data.eval_split, rank, ranks)
     return manifest
 
 

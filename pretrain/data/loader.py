@@ -127,7 +127,7 @@ def train_batches(
             f"{micro_batch} * {accumulation} * {world.size}"
         )
     shards = manifest.split(data.train_split).shards
-    check_shards(manifest, data.train_split)
+    check_shards(manifest, data.train_split, world.rank, world.size)
     source = TrainSource(
         reader=ShardReader(manifest.root, shards, len(manifest.classes)),
         order=_order(shards, seed, data),
@@ -167,7 +167,7 @@ def eval_batches(
             "out of it; use null to squash"
         )
     split = manifest.split(split_name)
-    check_shards(manifest, split_name)
+    check_shards(manifest, split_name, world.rank, world.size)
     size = eval.batch_size_per_rank
     source = EvalSource(
         reader=ShardReader(manifest.root, split.shards, len(manifest.classes)),

@@ -184,16 +184,22 @@ def write_manifest(manifest: Manifest, directory: Path) -> None:
         raise DataError(f"{directory}: cannot be written: {error.strerror}") from None
 
 
-def check_shards(manifest: Manifest, split_name: str) -> None:
+def check_shards(manifest: Manifest, split_name: str, rank: int = 0, ranks: int = 1) -> None:
     """Check that every shard of the split and its index exist with the size the manifest says.
 
-    Costs two ``stat`` calls per shard; contents are checked when they are read.
+    Costs two ``stat`` calls per shard, which ranks share; contents are checked when they are read.
+
+    Args:
+        manifest: the shard set.
+        split_name: one of its splits.
+        rank: which share to look at.
+        ranks: how many shares there are.
 
     Raises:
         DataError: one line per disagreement (the first 20, then their number).
     """
     problems: list[str] = []
-    for shard in manifest.split(split_name).shards:
+    for shard in manifest.split(split_name).shards[rank::ranks]:
         expected = {
             manifest.root / shard.file: shard.bytes,
             index_path(manifest.root, shard): shard.samples * INDEX_RECORD_BYTES,

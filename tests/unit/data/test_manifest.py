@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,18 @@ def test_fingerprints_follow_the_content_alone(tmp_path):
 def test_whole_sets_pass(shard_set):
     check_shards(shard_set, "train")
     check_shards(shard_set, "validation")
+
+
+def test_ranks_share_the_looking(own_shard_set, monkeypatch):
+    """Thousands of ranks that each ask for thousands of files would halt the file system."""
+    split = own_shard_set.split("train")
+    stat, seen = Path.stat, []
+    monkeypatch.setattr(Path, "stat", lambda self, **how: seen.append(self) or stat(self, **how))
+    for rank in range(3):
+        check_shards(own_shard_set, "train", rank, 3)
+    root = own_shard_set.root
+    every = [root / s.file for s in split.shards] + [index_path(root, s) for s in split.shards]
+    assert sorted(seen) == sorted(every)
 
 
 def test_every_disagreement_is_listed(own_shard_set):
