@@ -29,6 +29,9 @@ LINE_SECONDS = {"local": 5.0, "slurm": 30.0}
 """Shortest time between two plain lines about the same state."""
 SILENT_SECONDS = 60.0
 """Age of the newest progress above which it is shown."""
+BAR_COLUMNS = 80
+"""Narrower terminals show how far and how long, and neither bar nor numbers."""
+TIME_LEFT = "time left"
 EXIT_INTERRUPTED = 130
 
 _CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED}
@@ -167,13 +170,15 @@ class _Follower:
 
     def _draw(self, bar: "Progress", progress: dict[str, Any]) -> None:
         if self._task is None:
-            self._task = bar.add_task(self._name, total=None, state="", numbers="")
+            self._task = bar.add_task(self._name, total=None, state="", numbers="", left="")
+        numbers = _numbers(progress, now=time.time())
         bar.update(
             self._task,
             completed=progress.get("step", 0),
             total=progress.get("total_steps"),
             state=progress.get("state", ""),
-            numbers=" | ".join(_numbers(progress, now=time.time())),
+            numbers=" | ".join(numbers),
+            left=next((part for part in numbers if part.startswith(TIME_LEFT)), ""),
         )
 
     def _interrupted(self, status: Status) -> bool:
@@ -273,7 +278,7 @@ def _numbers(progress: dict[str, Any], *, now: float) -> list[str]:
     if progress.get("state") in _TRAINING:
         eta = progress.get("eta_seconds")
         left = "unknown" if eta is None else str(timedelta(seconds=round(eta)))
-        parts.append(f"time left {left}")
+        parts.append(f"{TIME_LEFT} {left}")
     written = progress.get("time")
     if written is not None and now - written > SILENT_SECONDS:
         parts.append(f"no news for {now - written:.0f} s")
@@ -305,13 +310,18 @@ def _screen() -> "Iterator[tuple[Callable[[str], None], Progress | None]]":
     if not sys.stdout.isatty():
         yield lambda line: print(line, flush=True), None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    console = Console()
     columns = (
         TextColumn("{task.description} {task.fields[state]}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}", markup=False),
     )
-    with Progress(*columns, transient=True) as bar:
+    if console.width < BAR_COLUMNS:
+        name, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
+        columns = (name, MofNCompleteColumn(), left)
+    with Progress(*columns, console=console, transient=True) as bar:
         yield lambda line: bar.console.print(line, markup=False, highlight=False), bar
