@@ -55,7 +55,7 @@ def test_a_rank_that_fails_ends_without_its_peers(parts, monkeypatch, fails):
         return "stopped"
 
     monkeypatch.setattr(train, "StopRequest", MagicMock())
-    monkeypatch.setattr(train, "find_checkpoint", lambda job: None)
+    monkeypatch.setattr(train, "find_checkpoint", lambda job: (None, []))
     monkeypatch.setattr(train, "Recorder", lambda *_, **__: nullcontext(MagicMock()))
     monkeypatch.setattr(train, "connect", lambda *_: parts)
     monkeypatch.setattr(train, "run_steps", run_steps)
