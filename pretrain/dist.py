@@ -6,7 +6,7 @@ tensors and JSON text, never as pickles.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -73,9 +73,22 @@ def sum_across_ranks(values: Sequence[float]) -> list[float]:
 
 def max_across_ranks(value: int) -> int:
     """Return the largest of the ranks' integers (int64). Every rank."""
+    return start_max_across_ranks(value)()
+
+
+def start_max_across_ranks(value: int) -> Callable[[], int]:
+    """Begin `max_across_ranks` and return at once; the result waits for the others. Every rank."""
     largest = torch.tensor([value], dtype=torch.int64)
-    torch_dist.all_reduce(largest, op=torch_dist.ReduceOp.MAX, group=control_group())
-    return int(largest.item())
+    work = torch_dist.all_reduce(
+        largest, op=torch_dist.ReduceOp.MAX, group=control_group(), async_op=True
+    )
+
+    def result() -> int:
+        assert work is not None  # noqa: S101 - for the type checker: only outsiders get None
+        work.wait()
+        return int(largest.item())
+
+    return result
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -1,9 +1,13 @@
 """What the ranks do in the tests of process groups."""
 
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from pretrain import dist
+from pretrain.stop import StopRequest
 from pretrain.world import World
 
 
@@ -21,6 +25,21 @@ def talk(world: World) -> dict[str, Any]:
         "gathered": dist.gather_objects({"rank": world.rank, "pad": "x" * 5000 * world.rank}),
         "order": order,
     }
+
+
+def stop_votes(world: World, folder: str) -> list[str | None]:
+    """Rank 1 comes to its first boundary only when rank 0 is past it, and is then signalled."""
+    passed = Path(folder) / "rank 0 is past its first boundary"
+    stop = StopRequest()
+    if world.rank == 1:
+        while not passed.exists():
+            time.sleep(0.01)
+    votes = [stop.agreed()]
+    passed.touch()
+    votes.append(stop.agreed())
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR2)
+    return votes + [stop.agreed() for _ in range(3)]
 
 
 def one_raises(world: World) -> None:

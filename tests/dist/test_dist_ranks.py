@@ -15,6 +15,11 @@ def test_values_travel():
     assert (zero["order"], one["order"]) == (["before", "after"], ["before", "after"])
 
 
+def test_a_stop_is_agreed_on_one_boundary_later_without_waiting_there(tmp_path):
+    votes = run_ranks("cases_dist:stop_votes", 2, str(tmp_path), timeout_seconds=30)
+    assert votes == [[None, None, None, "SIGUSR2", "SIGUSR2"]] * 2
+
+
 @pytest.mark.slow
 def test_launcher_shows_a_traceback_and_stops_the_others():
     with pytest.raises(RanksFailed, match="rank 1 gives up") as failure:
