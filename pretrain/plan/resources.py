@@ -81,15 +81,16 @@ def resources_of_world(world: World, cluster: ClusterConfig, gpus_of_this_node: 
     """Return what the processes already started amount to (alone, under torchrun or ``srun``).
 
     Raises:
-        ConfigError: the config demands GPUs and this node has fewer than its ranks.
+        ConfigError: this node shows GPUs, or the config demands them, but fewer than its ranks.
     """
     device = cluster.device
     if device == "auto":
-        device = "cuda" if gpus_of_this_node >= world.local_size else "cpu"
+        device = "cuda" if gpus_of_this_node else "cpu"
     if device == "cuda" and gpus_of_this_node < world.local_size:
         raise ConfigError(
             f"cluster.device: cuda needs a GPU for each of the {world.local_size} ranks of this "
-            f"node, which shows {gpus_of_this_node}; start fewer ranks or give cluster.device=cpu"
+            f"node, which shows {gpus_of_this_node} to each; start fewer ranks, let each see all "
+            "GPUs, or give cluster.device=cpu"
         )
     return Resources(
         device=device,

@@ -50,8 +50,10 @@ def test_started_processes_are_taken_as_they_are():
     resources = resources_of_world(world, ClusterConfig(nodes=7), 4)
     assert (resources.device, resources.nodes, resources.ranks_per_node) == ("cuda", 2, 4)
     assert resources_of_world(world, ClusterConfig(), 0).device == "cpu"
-    with pytest.raises(ConfigError, match="needs a GPU for each of the 4 ranks"):
-        resources_of_world(world, ClusterConfig(device="cuda"), 2)
+    for device in ("cuda", "auto"):  # a rank that quietly took the CPU would cost days
+        with pytest.raises(ConfigError, match="needs a GPU for each of the 4 ranks"):
+            resources_of_world(world, ClusterConfig(device=device), 2)
+    assert resources_of_world(world, ClusterConfig(device="cpu"), 2).device == "cpu"
 
 
 def test_visible_devices_limit_the_count(monkeypatch):
