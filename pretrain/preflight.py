@@ -17,7 +17,7 @@ def manifest_if_built(config: RunConfig) -> Manifest | None:
         DataError: something is there but it is not a sound manifest.
     """
     path = Path(config.data.path)
-    return read_manifest(path) if (path / "manifest.json").exists() else None
+    return read_manifest(path) if _exists(path / "manifest.json", "data.path") else None
 
 
 def require_manifest(config: RunConfig, rank: int = 0, ranks: int = 1) -> Manifest:
@@ -64,7 +64,7 @@ def check_initial_weights(config: RunConfig) -> None:
             f"init_from: {config.init_from}: is this run itself; the same command resumes it, "
             "and another --name starts another run from it"
         )
-    if not path.exists():
+    if not _exists(path, "init_from"):
         raise ConfigError(
             f"init_from: {config.init_from}: {path} does not exist; train it first, launch both "
             "with one command (--config … --config …), or give init_from=PATH"
@@ -83,7 +83,7 @@ def check_output(config: RunConfig) -> None:
     """
     path = Path(config.runs_dir) / config.name
     nearest = path
-    while not nearest.exists():
+    while not _exists(nearest, "runs_dir"):
         nearest = nearest.parent
     if not nearest.is_dir():
         raise ConfigError(f"runs_dir: {path}: {nearest} is not a directory; give runs_dir=PATH")
@@ -94,6 +94,13 @@ def check_output(config: RunConfig) -> None:
 def free_disk_bytes(config: RunConfig) -> int:
     """Return the free space where the run directory is, or will be."""
     path = Path(config.runs_dir)
-    while not path.exists():
+    while not _exists(path, "runs_dir"):
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def _exists(path: Path, field: str) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # no permission, too long
+        raise ConfigError(f"{field}: {path}: cannot be looked at: {error.strerror}") from None
