@@ -180,6 +180,10 @@ def test_dry_run_is_accepted_by_sbatch_and_writes_nothing(project: FakeProject) 
     assert "Invalid partition" in output
     assert "--gpus-per-node" not in output  # ranks on the CPU take no GPUs
 
+    code, output = project.launch("--config", "both", *SLURM, "--dry-run", "cluster.device=cpu")
+    assert output.count("#!/bin/bash") == 2
+    assert output.count("would wait for first (sbatch --dependency=afterok:") == 1
+
 
 def test_a_refused_submission_is_one_line(project: FakeProject) -> None:
     code, output = project.launch("--config", "first", *SLURM, "cluster.partition=none")
