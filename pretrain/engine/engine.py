@@ -199,6 +199,7 @@ class Engine:
         read: Callable[[str, str, int, int], Tensor],
         optimizer_step: int,
         skipped_steps: int = 0,
+        skipped_in_a_row: int = 0,
         saved_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """Replace the state by saved values, of any world size and ZeRO stage. Every rank.
@@ -207,6 +208,7 @@ class Engine:
             read: called as ``read(kind, parameter name, start, count)``, gives flat fp32 [count].
             optimizer_step: steps that were applied before the state was saved.
             skipped_steps: steps that were skipped before the state was saved.
+            skipped_in_a_row: how many of those were the last.
             saved_shapes: full shape of every saved parameter, to be held against the model's;
                 without it only a saved parameter that is too small is noticed, by ``read``.
 
@@ -223,7 +225,7 @@ class Engine:
         shards.refresh_weights(self._zero)
         self._optimizer_step = optimizer_step
         self._skipped_steps = skipped_steps
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row = skipped_in_a_row
 
     def _check_shapes(self, saved: Mapping[str, tuple[int, ...]]) -> None:
         names = sorted(self._shapes.keys() | saved.keys())
@@ -238,7 +240,11 @@ class Engine:
 
     def state(self) -> dict[str, int]:
         """Return the counters `load_fragments` takes back; JSON-able. Any rank."""
-        return {"optimizer_step": self._optimizer_step, "skipped_steps": self._skipped_steps}
+        return {
+            "optimizer_step": self._optimizer_step,
+            "skipped_steps": self._skipped_steps,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
 
     def full_weights(self) -> dict[str, Tensor]:
         """Return every parameter whole, fp32 on the CPU, on rank zero; {} elsewhere. Every rank."""

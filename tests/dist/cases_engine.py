@@ -146,6 +146,8 @@ def non_finite(world: World, stage: int, accumulation: int) -> dict[str, Any]:
     skipped = engine.train_step(poisoned(2), lr=LR)
     unchanged = all(torch.equal(before[key], value) for key, value in engine.fragments().items())
     state = engine.state()
+    engine.load_fragments(lambda kind, name, start, _: before[f"{kind}|{name}|{start}"], **state)
+    resumed = engine.state()
     train(engine, world, range(3, 5), accumulation)
     after = engine.fragments()
     message = ""
@@ -166,6 +168,7 @@ def non_finite(world: World, stage: int, accumulation: int) -> dict[str, Any]:
         "norm": str(float(skipped.grad_norm)),
         "unchanged": unchanged,
         "state": state,
+        "resumed": resumed,
         "as_if_unseen": equal,
         "message": message,
         "last_state": last_state,

@@ -13,6 +13,8 @@ RUNS = [[1, "fp32"], [2, "fp32"], [3, "fp32"], [1, "bf16"], [3, "bf16"]]
 NAMES = [f"{precision}{stage}" for stage, precision in RUNS]
 CROSSED = [(1, 3), (3, 1), (2, 3), (3, 2), (1, 2), (2, 1)]
 
+LAST_STATE = {"optimizer_step": 5, "skipped_steps": 0, "skipped_in_a_row": 0}
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def test_resume_equals_uninterrupted_bitwise(runs, name):
         if name in rank:
             assert rank[name]["loaded"]
             assert rank[name]["bitwise"]
-            assert rank[name]["state"] == [{"optimizer_step": 5, "skipped_steps": 0}] * 2
+            assert rank[name]["state"] == [LAST_STATE] * 2
 
 
 def _distance(one: CheckpointReader, other: CheckpointReader) -> dict[str, float]:

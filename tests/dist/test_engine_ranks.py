@@ -32,7 +32,8 @@ def test_nan_on_one_rank_skips_the_step_on_all(suite, stage):
     assert found["skipped"]
     assert found["norm"] == "inf"
     assert found["unchanged"]
-    assert found["state"] == {"optimizer_step": 2, "skipped_steps": 1}
+    assert found["state"] == {"optimizer_step": 2, "skipped_steps": 1, "skipped_in_a_row": 1}
+    assert found["resumed"] == found["state"]
     assert found["as_if_unseen"]
 
 
@@ -42,7 +43,7 @@ def test_gives_up_after_skipped_steps_in_a_row(suite, stage):
     assert "not finite in 2 steps in a row" in found["message"]
     assert "after 4 applied" in found["message"]
     # One earlier, then two in a row; the good steps between started the count afresh.
-    assert found["last_state"] == {"optimizer_step": 4, "skipped_steps": 3}
+    assert found["last_state"] == {"optimizer_step": 4, "skipped_steps": 3, "skipped_in_a_row": 2}
 
 
 def test_clipping_off_is_off(suite):
