@@ -8,6 +8,8 @@ from pretrain.config.schema import ClusterConfig
 from pretrain.errors import ConfigError
 from pretrain.world import World
 
+_NO_DEVICE = ("", "-1", "NoDevFiles")
+"""What stands for none in ``CUDA_VISIBLE_DEVICES``; the last is Slurm's word."""
 _NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 
 
@@ -37,7 +39,7 @@ def gpus_here() -> int:
     """Return the number of GPUs this process may use, without loading a driver library."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+        return len([device for device in visible.split(",") if device.strip() not in _NO_DEVICE])
     return sum(1 for _ in _NVIDIA_DEVICES.iterdir()) if _NVIDIA_DEVICES.is_dir() else 0
 
 

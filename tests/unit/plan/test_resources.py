@@ -61,5 +61,7 @@ def test_visible_devices_limit_the_count(monkeypatch):
     assert gpus_here() == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus_here() == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")  # Slurm, in a job without GPUs
+    assert gpus_here() == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert gpus_here() == 0
