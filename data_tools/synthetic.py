@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,7 +156,9 @@ def _paint_all(images: Path, counts: Counts, seed: int, workers: int) -> None:
         (images / edition / CLASS_NAMES_FILE).write_text(names, encoding="utf-8")
     total = sum(folder.count for folder in folders)
     context = multiprocessing.get_context("fork")
-    with context.Pool(workers) as pool, progress_bar("painting", total) as advance:
+    # Ctrl-C reaches the whole terminal group; this process alone answers it and ends the others.
+    pool = context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with pool, progress_bar("painting", total) as advance:
         for painted in pool.imap_unordered(_paint_folder, folders):
             advance(painted)
 
