@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 from pretrain.config.schema import RunConfig
-from pretrain.convert.sources import source_of
+from pretrain.convert.sources import holds_weights, source_of
 from pretrain.data.manifest import Manifest, check_shards, read_manifest
 from pretrain.errors import ConfigError, DataError, PretrainError
+from pretrain.run_directory import RunDirectory
 
 
 def manifest_if_built(config: RunConfig) -> Manifest | None:
@@ -70,9 +71,16 @@ def check_initial_weights(config: RunConfig) -> None:
             "with one command (--config … --config …), or give init_from=PATH"
         )
     try:
-        source_of(path)
+        source = source_of(path)
     except PretrainError as error:
         raise ConfigError(f"init_from: {error}") from None
+    # A run given by name may still be training: whoever launches waits for it.
+    by_path = "/" in (config.init_from or "")
+    if source == "run" and by_path and not holds_weights(RunDirectory(path)):
+        raise ConfigError(
+            f"init_from: {config.init_from}: the run has no export and no checkpoint yet; "
+            "train it first"
+        )
 
 
 def check_output(config: RunConfig) -> None:

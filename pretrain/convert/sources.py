@@ -40,6 +40,11 @@ def source_of(path: Path) -> Source:
     )
 
 
+def holds_weights(run: RunDirectory) -> bool:
+    """Whether a run has an export or a checkpoint; what is in it is not looked at."""
+    return is_export(run.export_dir) or run.newest_checkpoint_step() is not None
+
+
 def is_export(directory: Path) -> bool:
     """Whether both files are there; a config.json without our format is another program's.
 

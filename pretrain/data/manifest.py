@@ -16,6 +16,7 @@ same order), ``class_order_sha256``, and ``splits``: name → list of shards wit
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -187,7 +188,8 @@ def write_manifest(manifest: Manifest, directory: Path) -> None:
 def check_shards(manifest: Manifest, split_name: str, rank: int = 0, ranks: int = 1) -> None:
     """Check that every shard of the split and its index exist with the size the manifest says.
 
-    Costs two ``stat`` calls per shard, which ranks share; contents are checked when they are read.
+    Costs four calls of the file system per shard, which ranks share; contents are checked when
+    they are read.
 
     Args:
         manifest: the shard set.
@@ -210,7 +212,9 @@ def check_shards(manifest: Manifest, split_name: str, rank: int = 0, ranks: int 
             except OSError as error:
                 problems.append(f"{path}: {error.strerror}; copy it here again")
                 continue
-            if found != expected_bytes:
+            if not os.access(path, os.R_OK):
+                problems.append(f"{path}: not readable by you; run: chmod u+r {path}")
+            elif found != expected_bytes:
                 problems.append(
                     f"{path}: {found:,} bytes, the manifest says {expected_bytes:,}; "
                     "copy it here again"

@@ -131,6 +131,12 @@ def test_manifest_and_shards_that_disagree(typed, small_shards):
     assert str(shard) in typed.refusal(f"data.path={copy}")
 
 
+def test_a_run_without_weights_yet(typed):
+    other = typed.folder / "runs" / "other"
+    RunDirectory(other).create(load_run(str(typed.config), ["name=other"]), "{}")
+    assert "the run has no export and no checkpoint yet" in typed.refusal(f"init_from={other}")
+
+
 def test_a_damaged_manifest(typed, small_shards):
     copy = typed.folder / "shards"
     shutil.copytree(small_shards.path, copy)

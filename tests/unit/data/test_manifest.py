@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -196,3 +197,11 @@ def test_the_index_is_plain_for_numpy(shard_set):
     shard = shard_set.split("train").shards[0]
     records = np.fromfile(index_path(shard_set.root, shard), INDEX_DTYPE)
     assert len(records) == shard.samples
+
+
+def test_unreadable_files_are_listed(own_shard_set, monkeypatch):
+    shard = own_shard_set.root / own_shard_set.split("train").shards[0].file
+    access = os.access  # the superuser may read everything, so the answer is made up
+    monkeypatch.setattr(os, "access", lambda path, mode: path != shard and access(path, mode))
+    with pytest.raises(DataError, match=f"{shard}: not readable by you"):
+        check_shards(own_shard_set, "train")
