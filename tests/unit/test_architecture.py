@@ -46,6 +46,7 @@ TORCH_FREE = (
     "launch.supervisor",
     "data_tools.build",
     "data_tools.synthetic",
+    "data_tools.verify",
 )
 
 
