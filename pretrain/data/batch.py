@@ -85,14 +85,17 @@ class TrainSource(Dataset):
     world: World
 
     def __getitem__(self, number: int) -> Batch | Failure:
+        try:
+            return self._make(self.first_position(number))
+        except DataError as error:
+            return Failure(str(error))
+
+    def first_position(self, number: int) -> int:
+        """Where in the endless stream the micro-batch of that number begins."""
         step, micro = divmod(number, self.accumulation)
         per_rank = self.accumulation * self.micro_batch
         first = step * per_rank * self.world.size + self.world.rank * per_rank
-        first += micro * self.micro_batch
-        try:
-            return self._make(first)
-        except DataError as error:
-            return Failure(str(error))
+        return first + micro * self.micro_batch
 
     def _make(self, first_position: int) -> Batch:
         run = self.order.at(first_position, self.micro_batch)
