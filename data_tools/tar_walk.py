@@ -28,7 +28,7 @@ class Member:
 
     Attributes:
         name: its path in the tar; never to be used as a path here.
-        header_name: the name field of the header right before its bytes, up to its first zero.
+        header_name: the name field of the header right before its bytes, without closing zeros.
         offset: of its first byte in the tar file.
         bytes: its size.
     """
@@ -77,7 +77,7 @@ def walk(descriptor: int) -> Iterator[Member]:
         name = extended.get("path") or _plain_name(header, payload)
         extended = {}
         if kind in _REGULAR:
-            yield Member(name, header[:100].partition(b"\0")[0], payload, size)
+            yield Member(name, header[:100].rstrip(b"\0"), payload, size)
         elif kind != _DIRECTORY:
             raise TarError(f"{name!r} is neither a file nor a directory (type {kind!r})")
 

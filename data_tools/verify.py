@@ -247,7 +247,7 @@ class _Samples:
             yield f"{key}: not in the index"
             return
         record = self._records[position]
-        images = [item for name, item in sample.items() if _is_image(name)]
+        images = [item for name, item in sample.items() if is_image(name)]
         if len(images) != 1 or _LABEL_EXTENSION not in sample:
             yield f"{key}: expected a label and one image, found {', '.join(sorted(sample))}"
             return
@@ -288,7 +288,8 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _is_image(extension: str) -> bool:
+def is_image(extension: str) -> bool:
+    """Whether members with that extension hold the image of a sample."""
     return extension in ("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff")
 
 

@@ -45,6 +45,7 @@ TORCH_FREE = (
     "launch.slurm",
     "launch.supervisor",
     "data_tools.build",
+    "data_tools.index",
     "data_tools.shuffle_report",
     "data_tools.synthetic",
     "data_tools.verify",
