@@ -311,10 +311,14 @@ def _info_problems(source: Path, indexed: dict[Path, Indexed]) -> list[str]:
     """What disagrees with timm's ``_info.json`` where there is one: it alone tells of lost ends."""
     samples = {path.name: len(shard.records) for path, shard in indexed.items()}
     problems: list[str] = []
-    for split in ((read_json(source / TIMM_INFO_FILE) or {}).get("splits") or {}).values():
-        promised = zip(split.get("filenames", []), split.get("shard_lengths", []), strict=False)
+    try:
+        splits = list((read_json(source / TIMM_INFO_FILE) or {"splits": {}})["splits"].values())
+        lists = [list(zip(s["filenames"], s["shard_lengths"], strict=True)) for s in splits]
+    except (AttributeError, KeyError, TypeError, ValueError, OSError):
+        return [f"{source / TIMM_INFO_FILE}: not as timm writes it; mend or remove it"]
+    for promised in lists:
         for file, length in promised:
-            found = samples.get(Path(file).name)
+            found = samples.get(Path(str(file)).name)
             if found is None:
                 problems.append(f"{source}: {file} is missing, {TIMM_INFO_FILE} lists it")
             elif found != length:

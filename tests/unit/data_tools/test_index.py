@@ -250,3 +250,9 @@ def test_a_destination_that_cannot_be_written(source, monkeypatch):
 
     monkeypatch.setattr(index.os, "fsync", full)
     assert "cannot be written: No space left on device" in refusal(source)
+
+
+@pytest.mark.parametrize("splits", [[], {"train": {"filenames": ["a.tar"]}}, {"train": 3}])
+def test_a_list_that_timm_did_not_write(source, splits):
+    (source / "_info.json").write_text(json.dumps({"splits": splits}))
+    assert "_info.json: not as timm writes it" in refusal(source)
