@@ -30,7 +30,7 @@ _MOST_KEPT_BYTES = 64 * 2**20
 
 
 class DecodeBuffer:
-    """Memory that is decoded into again and again, where fresh pages would cost a fifth more time.
+    """Memory that is decoded into again and again: the kernel need not hand out pages each time.
 
     One for each process that decodes; what lies in it is overwritten by the next image.
     """
