@@ -5,6 +5,10 @@ python -m data_tools.build imagefolder SOURCE DESTINATION --name imagenet22k
 SOURCE holds train/ and val/ (or validation/, test/) with one folder per class, or the class
 folders themselves. Every file is decoded once: what is not an image is left out and listed in
 DESTINATION/skipped.tsv. The destination appears when it is complete, and not before.
+
+python -m data_tools.build index SOURCE DESTINATION --name NAME   (see data_tools.index)
+
+makes a shard set of shards that somebody else wrote, without rewriting them.
 """
 
 import argparse
@@ -72,6 +76,10 @@ def build(
 
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
+    if arguments[:1] == ["index"]:
+        from data_tools.index import main as index_main
+
+        return index_main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m data_tools.build",
         description=__doc__,

@@ -1,7 +1,7 @@
 """One batch of images, and how a worker makes it from its number."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pretrain.data.crop import eval_image, train_image
-from pretrain.data.decode import ImageError
+from pretrain.data.decode import DecodeBuffer, ImageError
 from pretrain.data.order import SampleOrder
 from pretrain.data.shards import BadSampleError, ShardReader
 from pretrain.errors import DataError
@@ -83,16 +83,20 @@ class TrainSource(Dataset):
     micro_batch: int
     accumulation: int
     world: World
+    _buffer: DecodeBuffer = field(default_factory=DecodeBuffer)
 
     def __getitem__(self, number: int) -> Batch | Failure:
+        try:
+            return self._make(self.first_position(number))
+        except DataError as error:
+            return Failure(str(error))
+
+    def first_position(self, number: int) -> int:
+        """Where in the endless stream the micro-batch of that number begins."""
         step, micro = divmod(number, self.accumulation)
         per_rank = self.accumulation * self.micro_batch
         first = step * per_rank * self.world.size + self.world.rank * per_rank
-        first += micro * self.micro_batch
-        try:
-            return self._make(first)
-        except DataError as error:
-            return Failure(str(error))
+        return first + micro * self.micro_batch
 
     def _make(self, first_position: int) -> Batch:
         run = self.order.at(first_position, self.micro_batch)
@@ -118,7 +122,9 @@ class TrainSource(Dataset):
 
     def _put(self, made: "_Made", slot: int, sample_id: int, seed: int) -> bool:
         def to_image(data: bytes) -> torch.Tensor:
-            return train_image(data, seed, self.image_size, self.crop_scale, self.crop_ratio)
+            return train_image(
+                data, seed, self.image_size, self.crop_scale, self.crop_ratio, self._buffer
+            )
 
         return made.put(slot, sample_id, self.reader, to_image)
 
@@ -133,6 +139,7 @@ class EvalSource(Dataset):
     resize_short_side: int | None
     batch_size: int
     world: World
+    _buffer: DecodeBuffer = field(default_factory=DecodeBuffer)
 
     def __getitem__(self, number: int) -> Batch | Failure:
         first = (number * self.world.size + self.world.rank) * self.batch_size
@@ -145,7 +152,7 @@ class EvalSource(Dataset):
         return made.batch()
 
     def _to_image(self, data: bytes) -> torch.Tensor:
-        return eval_image(data, self.image_size, self.resize_short_side)
+        return eval_image(data, self.image_size, self.resize_short_side, self._buffer)
 
 
 class _ToImage(Protocol):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from pretrain.data.decode import PixelArray, decode_rgb, read_header
+from pretrain.data.decode import DecodeBuffer, PixelArray, decode_rgb, read_header
 
 _TRIES = 10
 _MASK = (1 << 64) - 1
@@ -64,10 +64,12 @@ def train_image(
     image_size: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    buffer: DecodeBuffer | None = None,
 ) -> torch.Tensor:
     """Decode an image file and take its training crop: uint8 [3, image_size, image_size].
 
-    A JPEG whose crop is far larger than the target is decoded at 1/2, 1/4 or 1/8 first.
+    A JPEG whose crop is far larger than the target is decoded at 1/2, 1/4 or 1/8 first. With a
+    ``buffer`` the result is valid until that is used again.
 
     Raises:
         ImageError: the file cannot be decoded.
@@ -75,25 +77,31 @@ def train_image(
     header = read_header(data)
     box = random_resized_crop_box(seed, header.height, header.width, scale, ratio)
     factor = _decode_factor(min(box.height, box.width), image_size)
-    pixels = decode_rgb(data, header, factor)
+    pixels = decode_rgb(data, header, factor, buffer)
     if pixels.shape[:2] != (header.height, header.width):
         box = _scaled(box, factor, header.height // factor, header.width // factor)
     cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     return resize(cut, image_size, image_size)
 
 
-def eval_image(data: bytes, image_size: int, resize_short_side: int | None) -> torch.Tensor:
+def eval_image(
+    data: bytes,
+    image_size: int,
+    resize_short_side: int | None,
+    buffer: DecodeBuffer | None = None,
+) -> torch.Tensor:
     """Decode an image file for evaluation: uint8 [3, image_size, image_size].
 
     Args:
         data: the whole file.
         image_size: side of the result.
         resize_short_side: resize the short side to this and cut the centre; None squashes.
+        buffer: to decode into; the result is then valid until that is used again.
 
     Raises:
         ImageError: the file cannot be decoded.
     """
-    pixels = decode_rgb(data, read_header(data))
+    pixels = decode_rgb(data, read_header(data), buffer=buffer)
     if resize_short_side is None:
         return resize(pixels, image_size, image_size)
     height, width = pixels.shape[:2]

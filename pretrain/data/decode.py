@@ -26,6 +26,28 @@ _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "GIF": "gif", "WEBP": 
 _EXTENSIONS |= {"BMP": "bmp", "TIFF": "tif"}
 
 
+_MOST_KEPT_BYTES = 64 * 2**20
+
+
+class DecodeBuffer:
+    """Memory that is decoded into again and again: the kernel need not hand out pages each time.
+
+    One for each process that decodes; what lies in it is overwritten by the next image.
+    """
+
+    def __init__(self):
+        self._memory = np.empty(0, dtype=np.uint8)
+
+    def at_least(self, count: int) -> PixelArray:
+        """Memory of ``count`` bytes or more: the one kept, or another where that is too small."""
+        if count <= self._memory.size:
+            return self._memory
+        memory = np.empty(count, dtype=np.uint8)
+        if count <= _MOST_KEPT_BYTES:
+            self._memory = memory
+        return memory
+
+
 class ImageError(ValueError):
     """Bytes that are not an image we can read; the message is the reason."""
 
@@ -61,7 +83,9 @@ def read_header(data: bytes) -> Header:
     return header
 
 
-def decode_rgb(data: bytes, header: Header, factor: int = 1) -> PixelArray:
+def decode_rgb(
+    data: bytes, header: Header, factor: int = 1, buffer: DecodeBuffer | None = None
+) -> PixelArray:
     """Decode an image file to uint8 [height, width, 3], RGB.
 
     Args:
@@ -70,18 +94,22 @@ def decode_rgb(data: bytes, header: Header, factor: int = 1) -> PixelArray:
         factor: reduction wanted: 1 (the full size), 2, 4 or 8; libjpeg-turbo is fast for these
             only. Only JPEGs honour it, and then the result ``ceil(height / factor)`` rows and
             ``ceil(width / factor)`` columns.
+        buffer: to decode JPEGs into; the result is then valid until its next use.
 
     Raises:
         ImageError: the file is damaged or its header lied.
     """
     if header.fast:
+        height, width = -(-header.height // factor), -(-header.width // factor)
+        memory = None if buffer is None else buffer.at_least(3 * height * width)
         try:
             return simplejpeg.decode_jpeg(
                 data,
                 "RGB",
-                min_height=-(-header.height // factor),
-                min_width=-(-header.width // factor),
+                min_height=height,
+                min_width=width,
                 min_factor=factor,
+                buffer=memory,
                 strict=True,
             )
         except ValueError:

@@ -8,10 +8,11 @@ A shard set is one directory::
     manifest.json                this module's file; a directory without it is not a shard set
     _info.json                   the same counts in the form timm's WebDataset reader expects
 
-``manifest.json`` is one object: ``format`` ("swin-pretrain shard set"), ``version`` (1),
+``manifest.json`` is one object: ``format`` ("swin-pretrain shard set"), ``version`` (2),
 ``edition`` (text), ``classes`` (WordNet ids, the position is the label), ``class_names`` (in the
 same order), ``class_order_sha256``, and ``splits``: name → list of shards with ``file``,
-``samples``, ``bytes``, ``sha256`` and ``index_sha256``.
+``samples``, ``bytes``, ``sha256`` and ``index_sha256``. Its ``sha256`` is the digest of all else in
+it, so that a flipped bit in a name or a count cannot pass either.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from pretrain.files import replace_text
 MANIFEST_FILE = "manifest.json"
 TIMM_INFO_FILE = "_info.json"
 FORMAT = "swin-pretrain shard set"
-VERSION = 1
+VERSION = 2
 INDEX_RECORD_BYTES = 24
 """Size of one sample's record in a shard's index."""
 _PROBLEMS_SHOWN = 20
@@ -164,7 +165,7 @@ def write_manifest(manifest: Manifest, directory: Path) -> None:
     Raises:
         DataError: the manifest contradicts itself, or the directory cannot be written.
     """
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "edition": manifest.edition,
@@ -176,11 +177,11 @@ def write_manifest(manifest: Manifest, directory: Path) -> None:
             for name, split in manifest.splits.items()
         },
     }
+    document["sha256"] = _document_sha256(document)
     _parse(document, manifest.root, directory / MANIFEST_FILE)
     try:
-        for name, content in ((TIMM_INFO_FILE, _timm_info(manifest)), (MANIFEST_FILE, document)):
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            replace_text(directory / name, text + "\n")
+        replace_text(directory / TIMM_INFO_FILE, timm_info_text(manifest))
+        replace_text(directory / MANIFEST_FILE, _text(document))
     except OSError as error:
         raise DataError(f"{directory}: cannot be written: {error.strerror}") from None
 
@@ -225,8 +226,9 @@ def check_shards(manifest: Manifest, split_name: str, rank: int = 0, ranks: int 
         raise DataError("\n".join(shown))
 
 
-def _timm_info(manifest: Manifest) -> dict[str, Any]:
-    return {
+def timm_info_text(manifest: Manifest) -> str:
+    """The content of ``_info.json``: the counts as timm's WebDataset reader wants them."""
+    info = {
         "name": manifest.edition,
         "splits": {
             name: {
@@ -238,6 +240,17 @@ def _timm_info(manifest: Manifest) -> dict[str, Any]:
             for name, split in manifest.splits.items()
         },
     }
+    return _text(info)
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _document_sha256(document: Mapping[str, Any]) -> str:
+    """Digest of a manifest without the digest it holds, whatever the layout of its text."""
+    rest = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 class _ContradictionError(Exception):
@@ -270,13 +283,10 @@ def _manifest(document: object, root: Path) -> Manifest:
     splits = document.get("splits")
     if not isinstance(splits, dict) or not splits:
         raise _ContradictionError("splits: expected an object with at least one split")
-    return Manifest(
-        root=root,
-        edition=edition,
-        classes=classes,
-        class_names=class_names,
-        splits={name: _split(name, shards) for name, shards in splits.items()},
-    )
+    found = {name: _split(name, shards) for name, shards in splits.items()}
+    if document.get("sha256") != _document_sha256(document):
+        raise _ContradictionError("its sha256 is not the digest of what it says")
+    return Manifest(root, edition, classes, class_names, found)
 
 
 def _texts(document: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -128,8 +128,8 @@ class ShardReader:
             raise BadSampleError("the shard ends before it")
         header = raw[:TAR_BLOCK_BYTES]
         name = header[:100].rstrip(b"\0")
-        size = header[124:136].rstrip(b"\0 ")
-        if zlib.crc32(name) != record["name_crc32"] or size != b"%011o" % record["bytes"]:
+        size = _octal(header[124:136])
+        if zlib.crc32(name) != record["name_crc32"] or size != record["bytes"]:
             raise BadSampleError("the index does not belong to the shard")
         key = name.decode().rpartition(".")[0]
         if zlib.crc32(data) != record["data_crc32"]:
@@ -155,6 +155,14 @@ class ShardReader:
         opened = self._open.pop(number, None)
         if opened is not None:
             os.close(opened.file)
+
+
+def _octal(field: bytes) -> int:
+    """A number of a tar header, however it is padded; -1 if it is none."""
+    try:
+        return int(field.strip(b"\0 "), 8)
+    except ValueError:
+        return -1
 
 
 def _most_open() -> int:

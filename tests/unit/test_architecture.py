@@ -46,7 +46,10 @@ TORCH_FREE = (
     "launch.slurm",
     "launch.supervisor",
     "data_tools.build",
+    "data_tools.index",
+    "data_tools.shuffle_report",
     "data_tools.synthetic",
+    "data_tools.verify",
 )
 
 

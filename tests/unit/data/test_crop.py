@@ -104,9 +104,9 @@ def test_training_images_are_pillows_crops(seed):
 def test_large_crops_are_decoded_smaller_and_look_the_same(monkeypatch):
     factors = []
 
-    def noting(data, header, factor=1):
+    def noting(data, header, factor=1, buffer=None):
         factors.append(factor)
-        return decode_rgb(data, header, factor)
+        return decode_rgb(data, header, factor, buffer)
 
     data = jpeg(11, 801, 1203, quality=95)
     monkeypatch.setattr(crop, "decode_rgb", noting)

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_shards import jpeg
 
 from pretrain.data import decode
-from pretrain.data.decode import MAX_PIXELS, ImageError, decode_rgb, read_header
+from pretrain.data.decode import MAX_PIXELS, DecodeBuffer, ImageError, decode_rgb, read_header
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -137,3 +137,21 @@ def test_a_warning_of_the_strict_decoder_asks_pillow(monkeypatch):
     with pytest.raises(ValueError, match=r"extraneous|Corrupt"):
         simplejpeg.decode_jpeg(data)
     assert np.abs(decoded(data).astype(int) - decoded(whole)).max() <= 2
+
+
+def test_a_buffer_changes_no_pixel_and_is_used_again(monkeypatch):
+    monkeypatch.setattr(decode, "_MOST_KEPT_BYTES", 40_000)
+    buffer = DecodeBuffer()
+    for seed, (height, width) in enumerate([(48, 40), (70, 90), (9, 13), (200, 200), (70, 90)]):
+        data = jpeg(seed, height, width)
+        header = read_header(data)
+        for factor in (1, 2, 8):
+            expected = decode_rgb(data, header, factor)
+            assert np.array_equal(decode_rgb(data, header, factor, buffer), expected)
+    kept = buffer.at_least(1)
+    assert kept.size == 200 * 200 * 3 // 4
+    assert np.shares_memory(buffer.at_least(100), kept)
+    damaged = bytearray(jpeg(1))
+    damaged[len(damaged) // 2 :] = b""
+    with pytest.raises(ImageError):
+        decode_rgb(bytes(damaged), read_header(jpeg(1)), buffer=buffer)

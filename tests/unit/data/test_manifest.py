@@ -91,13 +91,15 @@ def test_damaged_files_are_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=2), "version 2, expected 1"),
+        (lambda d: d.update(version=1), "version 1, expected 2"),
         (lambda d: d.update(edition=""), "edition"),
         (lambda d: d.update(classes=[]), "classes: expected a list"),
         (lambda d: d.update(classes=["n1", 2]), "classes: expected texts, got 2"),
         (lambda d: d.update(classes=["n1", "n1"]), "twice"),
         (lambda d: d.update(class_names=["one"]), "1 class_names for 2 classes"),
         (lambda d: d["classes"].reverse(), "class_order_sha256"),
+        (lambda d: d["class_names"].reverse(), "its sha256 is not the digest"),
+        (lambda d: d.pop("sha256"), "its sha256 is not the digest"),
         (lambda d: d.update(splits={}), "splits"),
         (lambda d: d.update(splits={"train": []}), r"splits\.train: expected a list"),
         (lambda d: d["splits"]["train"][0].pop("sha256"), r"splits\.train\[0\]: expected file"),

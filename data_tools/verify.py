@@ -1,0 +1,297 @@
+"""Checks a whole shard set: every byte against its digests, every tar header against the index.
+
+python -m data_tools.verify SHARD_SET [--decode]
+
+Each shard and index is hashed and compared with the manifest, the manifest with its own digest.
+Each tar is walked header by header and must hold exactly the samples of its index: name, place,
+size, label and checksum. --decode also decodes every image. Damage is listed by shard and sample;
+the exit code is 0 when everything is whole, 1 on any damage, 2 when there is nothing to check.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.build import available_cores
+from data_tools.progress import progress_bar
+from data_tools.tar_walk import Member, TarError, walk
+from pretrain.data.decode import ImageError, decode_rgb, read_header
+from pretrain.data.manifest import (
+    INDEX_RECORD_BYTES,
+    MANIFEST_FILE,
+    TIMM_INFO_FILE,
+    Manifest,
+    Shard,
+    index_path,
+    read_manifest,
+    timm_info_text,
+)
+from pretrain.data.shards import INDEX_DTYPE
+from pretrain.errors import DataError, run_command
+from pretrain.files import replace_text
+
+_CHUNK_BYTES = 2**20
+_LABEL_EXTENSION, _METADATA_EXTENSION = "cls", "json"
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not as it should be: in which file, and what."""
+
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was checked and found.
+
+    Attributes:
+        root: the shard set.
+        shards: number checked.
+        samples: number the manifest promises.
+        damage: everything found, by shard.
+    """
+
+    root: Path
+    shards: int
+    samples: int
+    damage: tuple[Damage, ...]
+
+
+def verify(directory: Path, *, decode: bool, workers: int) -> Verified:
+    """Check a shard set.
+
+    Args:
+        directory: the one that holds ``manifest.json``.
+        decode: also decode every image.
+        workers: processes.
+
+    Raises:
+        DataError: there is no shard set.
+    """
+    if not (directory / MANIFEST_FILE).exists():
+        read_manifest(directory)
+    try:
+        manifest = read_manifest(directory)
+    except DataError as error:
+        # What the labels mean and which bytes are right is unknown then: nothing else to check.
+        return Verified(directory, 0, 0, (Damage(MANIFEST_FILE, str(error)),))
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    damage = _check_timm_info(manifest)
+    samples = sum(shard.samples for shard in shards)
+    context = multiprocessing.get_context("fork")
+    with (
+        progress_bar("verifying", samples) as advance,
+        ProcessPoolExecutor(min(workers, len(shards)), mp_context=context) as pool,
+    ):
+        futures = {
+            pool.submit(_check_shard, manifest.root, shard, len(manifest.classes), decode): number
+            for number, shard in enumerate(shards)
+        }
+        found: dict[int, list[Damage]] = {}
+        try:
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                advance(shards[futures[future]].samples)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    damage += [item for number in sorted(found) for item in found[number]]
+    return Verified(manifest.root, len(shards), samples, tuple(damage))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_tools.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shard_set", type=Path, help="directory that holds manifest.json")
+    parser.add_argument("--decode", action="store_true", help="also decode every image")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write all damage there, JSON")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), help="processes (default: all cores)"
+    )
+    options = parser.parse_args(arguments)
+    if not 1 <= options.workers < 2**16:
+        raise DataError(f"--workers: expected at least 1, got {options.workers}")
+    result = verify(options.shard_set, decode=options.decode, workers=options.workers)
+    if options.report is not None:
+        document = {**asdict(result), "root": str(result.root), "decoded": options.decode}
+        try:
+            replace_text(options.report, json.dumps(document, indent=1) + "\n")
+        except OSError as error:
+            raise DataError(f"{options.report}: cannot be written: {error.strerror}") from None
+    print("\n".join(_summary(result, options.decode)))
+    return 1 if result.damage else 0
+
+
+def _summary(result: Verified, decoded: bool) -> list[str]:
+    if not result.damage:
+        return [
+            f"{result.root}: whole: {result.shards} shards, {result.samples:,} samples hashed and "
+            f"walked{' and decoded' if decoded else ''}"
+        ]
+    files = {item.file for item in result.damage}
+    lines = [f"damaged: {item}" for item in result.damage[:_SHOWN]]
+    if len(result.damage) > _SHOWN:
+        lines.append(f"… and {len(result.damage) - _SHOWN} more (--report FILE lists all)")
+    lines.append(
+        f"{result.root}: DAMAGED: {len(result.damage)} faults in {len(files)} files; copy those "
+        "files again from where they are whole, or build the set again"
+    )
+    return lines
+
+
+def _check_timm_info(manifest: Manifest) -> list[Damage]:
+    try:
+        found = (manifest.root / TIMM_INFO_FILE).read_bytes()
+    except OSError as error:
+        return [Damage(TIMM_INFO_FILE, f"cannot be read: {error.strerror}")]
+    if found != timm_info_text(manifest).encode():
+        return [Damage(TIMM_INFO_FILE, "does not say what the manifest says")]
+    return []
+
+
+def _check_shard(root: Path, shard: Shard, num_classes: int, decode: bool) -> list[Damage]:
+    """Everything wrong with one shard and its index."""
+    damage: list[Damage] = []
+    index_name = index_path(root, shard).name
+    for name, expected_bytes, expected_sha256 in (
+        (shard.file, shard.bytes, shard.sha256),
+        (index_name, shard.samples * INDEX_RECORD_BYTES, shard.index_sha256),
+    ):
+        try:
+            size, digest = _digest(root / name)
+        except OSError as error:
+            damage.append(Damage(name, f"cannot be read: {error.strerror}"))
+            continue
+        if size != expected_bytes:
+            damage.append(Damage(name, f"{size:,} bytes, the manifest says {expected_bytes:,}"))
+        elif digest != expected_sha256:
+            damage.append(Damage(name, "its sha256 is not the manifest's"))
+    if not any(item.file == index_name for item in damage):
+        records = np.fromfile(root / index_name, INDEX_DTYPE)
+        try:
+            descriptor = os.open(root / shard.file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return damage  # said above
+        try:
+            check = _Samples(descriptor, records, num_classes, decode)
+            damage += [Damage(shard.file, what) for what in check.faults()]
+        except OSError as error:
+            damage.append(Damage(shard.file, f"cannot be read: {error.strerror}"))
+        finally:
+            os.close(descriptor)
+    return damage
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+class _Samples:
+    """Compares the members of one tar with the records of its index, in order."""
+
+    def __init__(self, descriptor: int, records: np.ndarray, num_classes: int, decode: bool):
+        self._descriptor = descriptor
+        self._records = records
+        self._num_classes = num_classes
+        self._decode = decode
+
+    def faults(self) -> Iterator[str]:
+        position = 0
+        sample: dict[str, Member] = {}
+        current: str | None = None
+        try:
+            for member in walk(self._descriptor):
+                key, extension = split_name(member.name)
+                if key != current and sample:
+                    yield from self._compare(position, str(current), sample)
+                    position, sample = position + 1, {}
+                current = key
+                if extension in sample:
+                    yield f"{key}: two members {extension!r}"
+                sample[extension] = member
+        except TarError as error:
+            yield str(error)
+            return
+        if sample:
+            yield from self._compare(position, str(current), sample)
+            position += 1
+        if position < len(self._records):
+            yield f"{position} samples, its index has {len(self._records)}"
+
+    def _compare(self, position: int, key: str, sample: dict[str, Member]) -> Iterator[str]:
+        if position >= len(self._records):
+            yield f"{key}: not in the index"
+            return
+        record = self._records[position]
+        images = [item for name, item in sample.items() if is_image(name)]
+        if len(images) != 1 or _LABEL_EXTENSION not in sample:
+            yield f"{key}: expected a label and one image, found {', '.join(sorted(sample))}"
+            return
+        image = images[0]
+        name_crc32 = zlib.crc32(image.header_name)
+        if (image.offset, image.bytes, name_crc32) != (
+            record["offset"],
+            record["bytes"],
+            record["name_crc32"],
+        ):
+            yield f"{key}: name, place or size are not those in the index"
+            return
+        label = self._read(sample[_LABEL_EXTENSION])
+        if label.strip() != b"%d" % record["label"]:
+            yield f"{key}: label {label[:20]!r}, the index says {record['label']}"
+        if not 0 <= record["label"] < self._num_classes:
+            yield f"{key}: label {record['label']}, expected 0 to {self._num_classes - 1}"
+        data = self._read(image)
+        if zlib.crc32(data) != record["data_crc32"]:
+            yield f"{key}: the image's bytes are not those that were indexed"
+        elif self._decode:
+            yield from self._decoded(key, data)
+
+    def _decoded(self, key: str, data: bytes) -> Iterator[str]:
+        try:
+            decode_rgb(data, read_header(data))
+        except ImageError as error:
+            yield f"{key}: cannot be decoded: {error}"
+
+    def _read(self, member: Member) -> bytes:
+        return os.pread(self._descriptor, member.bytes, member.offset)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension of a member, cut at the first dot after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def is_image(extension: str) -> bool:
+    """Whether members with that extension hold the image of a sample."""
+    return extension in ("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff")
+
+
+if __name__ == "__main__":
+    run_command(main)
