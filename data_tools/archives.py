@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from pretrain.errors import DataError
 
 SYNSET = re.compile(r"n\d{8}")
 SYNSET_TAR = re.compile(r"(n\d{8})\.tar")
-_IMAGE = re.compile(r"(n\d{8})_\d+\.(?:JPEG|jpeg|jpg|JPG)")
+_IMAGE = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})\.(?:JPEG|jpeg|jpg|JPG)")
 _PENDING_IMAGES = 500_000
 
 
@@ -215,7 +215,7 @@ def take(collector: Collector, member: Member, wnid: str, file: Path, offset: in
     match = _IMAGE.fullmatch(name)
     if match is None or SYNSET.fullmatch(wnid) is None:
         collector.skip(member.name, "its name is not that of an image in a class")
-    elif match[1] != wnid:
+    elif match[1] not in (wnid, None):
         collector.skip(f"{wnid}/{name}", f"its name says {match[1]}, it lies in {wnid}")
     elif member.bytes > MAX_IMAGE_BYTES:
         collector.skip(f"{wnid}/{name}", f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
@@ -223,6 +223,24 @@ def take(collector: Collector, member: Member, wnid: str, file: Path, offset: in
         collector.add(wnid, file, name, offset, member.bytes)
         return True
     return False
+
+
+def take_flat(
+    collector: Collector, member: Member, truth: Mapping[str, str], file: Path
+) -> set[str]:
+    """Note a validation image, whose class only ``truth`` (name without suffix → id) knows.
+
+    Returns:
+        Its name without suffix; nothing where ``truth`` does not know it.
+    """
+    name = member.name.rpartition("/")[2]
+    stem = name.rpartition(".")[0]
+    if stem not in truth:
+        if not name.startswith("."):
+            collector.skip(member.name, "nothing tells its class")
+        return set()
+    take(collector, member, truth[stem], file, member.offset)
+    return {stem}
 
 
 def _check_is_tar(path: Path, file: BinaryIO) -> None:

@@ -105,6 +105,13 @@ def main(arguments: list[str]) -> int:
     _add_common(large, "fall11_whole.tar, winter21_whole.tar.gz, or a directory", "imagenet22k")
     _add_class_order(large)
     _add_spool(large)
+    for name, about in (
+        ("imagenet1k", "ILSVRC2012: tars with the development kit, Kaggle's layout, or folders"),
+        ("imagenet21kp", "ImageNet-21K-P: imagenet21k_train/ and imagenet21k_val/"),
+    ):
+        one = kinds.add_parser(name, help=about)
+        _add_common(one, about, name, carve=False)
+        _add_class_order(one)
     folder = kinds.add_parser("imagefolder", help="directories of class folders")
     _add_common(folder, "directory that holds train/, or class folders", None)
     folder.add_argument(
@@ -127,7 +134,7 @@ def main(arguments: list[str]) -> int:
         workers=options.workers,
         max_side=options.max_side,
     )
-    if options.kind != "imagefolder":
+    if options.kind == "imagenet22k":
         from data_tools.spool import remove_spool
 
         remove_spool(spool)
@@ -135,7 +142,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _add_common(parser: argparse.ArgumentParser, source: str, name: str | None) -> None:
+def _add_common(
+    parser: argparse.ArgumentParser, source: str, name: str | None, *, carve: bool = True
+) -> None:
     parser.add_argument("source", type=Path, help=source)
     parser.add_argument("destination", type=Path, help="directory to make; absent or empty")
     about = "edition, and beginning of file names"
@@ -147,9 +156,10 @@ def _add_common(parser: argparse.ArgumentParser, source: str, name: str | None) 
     )
     parser.add_argument("--shard-mib", type=float, default=440, help="shard size (default: 440)")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
-    parser.add_argument(
-        "--eval-per-class", type=int, metavar="N", help="make a validation split of N per class"
-    )
+    if carve:
+        parser.add_argument(
+            "--eval-per-class", type=int, metavar="N", help="make a validation split of N per class"
+        )
     parser.add_argument(
         "--max-side",
         type=int,
@@ -182,7 +192,7 @@ def _add_spool(parser: argparse.ArgumentParser) -> None:
 def _spool(options: argparse.Namespace) -> Path:
     destination = options.destination.absolute()
     beside = destination.with_name(f".{destination.name}.spool")
-    return beside if options.kind == "imagefolder" or options.spool is None else options.spool
+    return beside if getattr(options, "spool", None) is None else options.spool
 
 
 def _source(options: argparse.Namespace, spool: Path) -> "Source":
@@ -195,6 +205,11 @@ def _source(options: argparse.Namespace, spool: Path) -> "Source":
             eval_per_class=options.eval_per_class,
             seed=options.seed,
         )
+    if options.kind != "imagenet22k":
+        from data_tools.imagenet1k import imagenet1k, imagenet21kp
+
+        listed = imagenet1k if options.kind == "imagenet1k" else imagenet21kp
+        return listed(options.source, order=options.class_order, workers=options.workers)
     from data_tools.imagenet22k import imagenet22k
 
     return imagenet22k(

@@ -90,9 +90,15 @@ def list_synsets(path: Path, *, spool: Path, workers: int) -> Listing:
 
 
 def assemble(
-    listing: Listing, classes: tuple[str, ...], folder: Path
+    listing: Listing, classes: tuple[str, ...], folder: Path, *, flat: bool = False
 ) -> tuple[Images, list[Skipped]]:
     """Bring listed images into their one order: by label, then by name.
+
+    Args:
+        listing: the images.
+        classes: ids in the order of their labels.
+        folder: directory the names start from, for images that are files.
+        flat: whether they lie in it without folders of their classes.
 
     Returns:
         The images, and those left out because another of the same name comes later.
@@ -125,7 +131,7 @@ def assemble(
     if in_archives:
         places = Places(tuple(files), np.concatenate(numbers), np.concatenate(offsets))
     images = Images(
-        folder, np.concatenate(names), np.concatenate(labels), np.concatenate(sizes), places
+        folder, np.concatenate(names), np.concatenate(labels), np.concatenate(sizes), places, flat
     )
     return images, repeated
 

@@ -76,7 +76,10 @@ class RawReader:
     def _stored(self, position: int) -> bytes:
         places, size = self._images.places, int(self._images.sizes[position])
         if places is None:
-            path = self._images.folder / os.fsdecode(self._images.names[position])
+            name = os.fsdecode(self._images.names[position])
+            if self._images.flat:
+                name = name.rpartition("/")[2]
+            path = self._images.folder / name
             with path.open("rb") as file:
                 data = file.read(size + 1)
             if len(data) != size:

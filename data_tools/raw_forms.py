@@ -51,7 +51,7 @@ def write_fall11(path: Path, content: Synsets) -> None:
                 first = list(content[wnid].values())[-1]
                 cut = 512 + -(-len(first) // 512) * 512
                 data = data[:cut] + bytes(512) + data[cut:]
-            _add(outer, f"{wnid}.tar", data)
+            add_file(outer, f"{wnid}.tar", data)
 
 
 def write_winter21(path: Path, content: Synsets, *, of_folders: bool = False) -> None:
@@ -60,11 +60,11 @@ def write_winter21(path: Path, content: Synsets, *, of_folders: bool = False) ->
         _add_folder(outer, "winter21_whole")
         for wnid, files in content.items():
             if not of_folders:
-                _add(outer, f"winter21_whole/{wnid}.tar", _inner_tar(files))
+                add_file(outer, f"winter21_whole/{wnid}.tar", _inner_tar(files))
                 continue
             _add_folder(outer, f"winter21_whole/{wnid}")
             for name, data in files.items():
-                _add(outer, f"winter21_whole/{wnid}/{name}", data)
+                add_file(outer, f"winter21_whole/{wnid}/{name}", data)
 
 
 def write_tars(root: Path, content: Synsets) -> None:
@@ -103,11 +103,12 @@ def _inner_tar(files: Mapping[str, bytes]) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
         # Archives are in no order that one could rely on.
         for name, data in reversed(list(files.items())):
-            _add(tar, name, data)
+            add_file(tar, name, data)
     return buffer.getvalue()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Append a regular file to a tar."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))

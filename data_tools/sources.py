@@ -4,6 +4,7 @@ A source is read by one function that returns a `Source`; `imagefolder` is the o
 of class folders. Packing knows nothing but `Source`.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Images:
         labels: int32 [images].
         sizes: int64 [images], bytes as stored in the source.
         places: where they lie, if not below ``folder``.
+        flat: whether the files lie in ``folder`` itself, under the last parts of their names.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Images:
     labels: NDArray[np.int32]
     sizes: NDArray[np.int64]
     places: Places | None = None
+    flat: bool = False
 
     @property
     def paths(self) -> list[str]:
@@ -69,8 +72,12 @@ class Images:
         places = self.places
         if places is not None:
             places = Places(places.files, places.file[chosen], places.offset[chosen])
-        return Images(
-            self.folder, self.names[chosen], self.labels[chosen], self.sizes[chosen], places
+        return dataclasses.replace(
+            self,
+            names=self.names[chosen],
+            labels=self.labels[chosen],
+            sizes=self.sizes[chosen],
+            places=places,
         )
 
 
