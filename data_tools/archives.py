@@ -149,7 +149,7 @@ class _Part:
 def _list_outer(path: Path, size: int) -> tuple[Listing, list[_Part]]:
     collector, parts = Collector(), []
     with path.open("rb") as file:
-        _check_is_tar(path, file)
+        check_is_tar(path, file)
         extent = FileExtent(file.fileno(), 0, size)
         for member in walk(extent, str(path)):
             folder, _, name = member.name.rpartition("/")
@@ -185,7 +185,7 @@ def _list_part(part: _Part) -> Listing:
     try:
         with part.file.open("rb") as file:
             if part.must_end:
-                _check_is_tar(part.file, file)
+                check_is_tar(part.file, file)
             extent = FileExtent(file.fileno(), part.offset, part.end)
             for member in walk(extent, where, must_end=part.must_end):
                 take(collector, member, part.wnid, part.file, member.offset)
@@ -243,7 +243,8 @@ def take_flat(
     return {stem}
 
 
-def _check_is_tar(path: Path, file: BinaryIO) -> None:
+def check_is_tar(path: Path, file: BinaryIO) -> None:
+    """Refuse an open file whose first bytes say that it is none: `DataError`."""
     start = os.pread(file.fileno(), 512, 0)
     if not start:
         raise DataError(f"{path}: empty file; fetch it again")

@@ -45,6 +45,7 @@ TORCH_FREE = (
     "launch.slurm",
     "launch.supervisor",
     "data_tools.build",
+    "data_tools.inspect",
     "data_tools.synthetic",
 )
 
