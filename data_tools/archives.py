@@ -39,6 +39,8 @@ class Listed:
         names: bytes [images], file names without folders, in the order of the archive.
         offsets: int64 [images].
         sizes: int64 [images].
+        deflated: int64 [images], bytes an image takes there where it is compressed (as in zips),
+            else 0; None where none is.
     """
 
     wnid: str
@@ -46,6 +48,7 @@ class Listed:
     names: NDArray[np.bytes_]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    deflated: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,14 @@ class Collector:
 
     def __init__(self) -> None:
         self.listing = Listing([], [])
-        self._pending: dict[tuple[str, Path], list[tuple[bytes, int, int]]] = defaultdict(list)
+        self._pending: dict[tuple[str, Path], list[tuple[bytes, int, int, int]]] = defaultdict(list)
         self._count = 0
 
-    def add(self, wnid: str, file: Path, name: str, offset: int, size: int) -> None:
+    def add(
+        self, wnid: str, file: Path, name: str, offset: int, size: int, deflated: int = 0
+    ) -> None:
         """Note an image."""
-        self._pending[wnid, file].append((name.encode(), offset, size))
+        self._pending[wnid, file].append((name.encode(), offset, size, deflated))
         self._count += 1
         if self._count >= _PENDING_IMAGES:
             self.flush()
@@ -123,9 +128,10 @@ class Collector:
     def flush(self) -> Listing:
         """Everything noted so far."""
         for (wnid, file), entries in self._pending.items():
-            names, offsets, sizes = zip(*entries, strict=True)
-            numbers = (np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64))
-            self.listing.images.append(Listed(wnid, file, np.array(names), *numbers))
+            names = np.array([entry[0] for entry in entries])
+            offsets, sizes, deflated = np.array([e[1:] for e in entries], dtype=np.int64).T.copy()
+            packed = deflated if deflated.any() else None
+            self.listing.images.append(Listed(wnid, file, names, offsets, sizes, packed))
         self._pending.clear()
         self._count = 0
         return self.listing
@@ -207,7 +213,9 @@ def _list_folder(part: _Part) -> Listing:
     return collector.flush()
 
 
-def take(collector: Collector, member: Member, wnid: str, file: Path, offset: int) -> bool:
+def take(
+    collector: Collector, member: Member, wnid: str, file: Path, offset: int, deflated: int = 0
+) -> bool:
     """Note a member as an image of a class, or why it is none; True for an image."""
     name = member.name.rpartition("/")[2]
     if name.startswith("."):
@@ -220,7 +228,7 @@ def take(collector: Collector, member: Member, wnid: str, file: Path, offset: in
     elif member.bytes > MAX_IMAGE_BYTES:
         collector.skip(f"{wnid}/{name}", f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
     else:
-        collector.add(wnid, file, name, offset, member.bytes)
+        collector.add(wnid, file, name, offset, member.bytes, deflated)
         return True
     return False
 

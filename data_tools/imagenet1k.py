@@ -5,6 +5,7 @@ ImageNet-1K (ILSVRC2012) is one directory with
 - ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and the development kit, which alone
   knows the classes of the validation images (by numbers of its own, that its ``meta.mat`` maps);
 - or the Kaggle layout: ``ILSVRC/Data/CLS-LOC/{train,val}`` and ``LOC_val_solution.csv``;
+- or ``train.zip``, ``val.zip`` and their tables, as the official Swin code takes them;
 - or ``train/`` and ``val/`` with a folder for each class.
 
 All give the same source. ImageNet-21K-P is ``imagenet21k_train/`` and ``imagenet21k_val/``.
@@ -22,6 +23,7 @@ from data_tools.class_orders import class_order, imageless
 from data_tools.imagenet22k import assemble
 from data_tools.mat5 import MAX_BYTES, read_synsets
 from data_tools.sources import Images, Skipped, Source
+from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP, list_swin_zips
 from data_tools.tars import FileExtent, StreamExtent, walk
 from pretrain.errors import DataError
 
@@ -57,12 +59,16 @@ def imagenet1k(path: Path, *, order: str, workers: int) -> Source:
         names = _kaggle_names(path / KAGGLE_NAMES)
         splits = (train, data / "train"), (validation, data / "val")
         return _source(path, order, names, *splits, flat=True)
+    if (path / TRAIN_ZIP).is_file():
+        train, validation = list_swin_zips(path)
+        return _source(path, order, {}, (train, path), (validation, path), flat=False)
     val = "val" if (path / "val").is_dir() else "validation"
     if (path / "train").is_dir() and (path / val).is_dir():
         return _folders(path, "train", val, order, workers)
     raise DataError(
         f"{path}: no form of ImageNet-1K; expected a directory with {TRAIN_TAR}, {VAL_TAR} and "
-        f"{DEVKIT}.tar.gz, or with {KAGGLE_DATA} and {KAGGLE_TRUTH}, or with train/ and val/"
+        f"{DEVKIT}.tar.gz, or {KAGGLE_DATA} and {KAGGLE_TRUTH}, or {TRAIN_ZIP} and {TRAIN_MAP}, "
+        "or train/ and val/"
     )
 
 

@@ -109,7 +109,7 @@ def assemble(
     in_archives = all(part.file.is_file() for part in {p.file: p for p in listing.images}.values())
     files = sorted({part.file for part in listing.images})
     number = {file: i for i, file in enumerate(files)}
-    names, labels, sizes, offsets, numbers = [], [], [], [], []
+    names, labels, sizes, offsets, numbers, deflated = [], [], [], [], [], []
     repeated: list[Skipped] = []
     for label, wnid in enumerate(classes):
         parts = by_class.get(wnid, [])
@@ -127,9 +127,12 @@ def assemble(
         offsets.append(np.concatenate([part.offsets for part in parts])[kept])
         of = [np.full(len(part.names), number[part.file], dtype=np.int32) for part in parts]
         numbers.append(np.concatenate(of)[kept])
+        packed = [np.zeros_like(p.sizes) if p.deflated is None else p.deflated for p in parts]
+        deflated.append(np.concatenate(packed)[kept])
     places = None
     if in_archives:
-        places = Places(tuple(files), np.concatenate(numbers), np.concatenate(offsets))
+        inside = (np.concatenate(part) for part in (numbers, offsets, deflated))
+        places = Places(tuple(files), *inside)
     images = Images(
         folder, np.concatenate(names), np.concatenate(labels), np.concatenate(sizes), places, flat
     )

@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> int:
 def _directory(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR
     from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_TAR
+    from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP
 
     if (path / MANIFEST_FILE).is_file():
         manifest = read_manifest(path)
@@ -82,6 +83,8 @@ def _directory(path: Path) -> Finding:
         return Finding("ImageNet-1K as published tars", "imagenet1k", path)
     if (path / KAGGLE_DATA).is_dir():
         return Finding("ImageNet-1K in Kaggle's layout", "imagenet1k", path)
+    if (path / TRAIN_ZIP).is_file() and (path / TRAIN_MAP).is_file():
+        return Finding("ImageNet-1K in the zips of the official Swin code", "imagenet1k", path)
     if (path / "imagenet21k_train").is_dir():
         return Finding("ImageNet-21K-P", "imagenet21kp", path)
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))

@@ -87,12 +87,14 @@ class RawReader:
             return data
         descriptor = self._descriptor(int(places.file[position]))
         data, offset = b"", int(places.offset[position])
-        while len(data) < size:
-            more = os.pread(descriptor, size - len(data), offset + len(data))
+        deflated = int(places.deflated[position])
+        stored = deflated or size
+        while len(data) < stored:
+            more = os.pread(descriptor, stored - len(data), offset + len(data))
             if not more:
                 raise ImageError("the archive ends before it")
             data += more
-        return data
+        return _inflated(data, size) if deflated else data
 
     def _descriptor(self, number: int) -> int:
         if number in self._open:
@@ -118,6 +120,18 @@ def _mended(data: bytes) -> tuple[bytes, tuple[str, ...]]:
             data = _decompressed(data)
             repairs.append("decompressed: it was a gzip file")
     return data, tuple(repairs)
+
+
+def _inflated(data: bytes, size: int) -> bytes:
+    """A member of a zip."""
+    inflate = zlib.decompressobj(wbits=-15)
+    try:
+        plain = inflate.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ImageError(f"damaged in its zip: {error}") from None
+    if len(plain) != size:
+        raise ImageError(f"damaged in its zip: {len(plain):,} bytes, expected {size:,}")
+    return plain
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 import csv
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -89,9 +90,30 @@ def write_image_folder(root: Path, content: Ilsvrc) -> None:
     write_folders(root / "val", by_class)
 
 
+def write_swin_zips(root: Path, content: Ilsvrc) -> None:
+    """``train.zip`` and ``val.zip`` with their tables; some members are deflated, as zip does."""
+    root.mkdir(parents=True)
+    classes = sorted(content.train)
+    train = {
+        f"{wnid}/{name}": (wnid, data)
+        for wnid, files in content.train.items()
+        for name, data in files.items()
+    }
+    for split, files in (("train", train), ("val", content.validation)):
+        lines: list[str] = []
+        with zipfile.ZipFile(root / f"{split}.zip", "w") as archive:
+            for number, (name, (wnid, data)) in enumerate(files.items()):
+                info = zipfile.ZipInfo(name)
+                info.compress_type = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[number % 2]
+                archive.writestr(info, data)
+                lines.append(f"{name}\t{classes.index(wnid)}\n")
+        (root / f"{split}_map.txt").write_text("".join(lines), encoding="utf-8")
+
+
 FORMS_1K: Mapping[str, Callable[[Path, Ilsvrc], None]] = {
     "tars": write_tars,
     "kaggle": write_kaggle,
+    "swin_zips": write_swin_zips,
     "folders": write_image_folder,
 }
 """Directory name → what writes it."""

@@ -35,11 +35,13 @@ class Places:
         files: the archives.
         file: int32 [images], position in ``files``.
         offset: int64 [images], of the first byte.
+        deflated: int64 [images], bytes an image takes there if it is deflated, else 0.
     """
 
     files: tuple[Path, ...]
     file: NDArray[np.int32]
     offset: NDArray[np.int64]
+    deflated: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Images:
         """Some of them, by mask or position."""
         places = self.places
         if places is not None:
-            places = Places(places.files, places.file[chosen], places.offset[chosen])
+            chosen_places = (places.file[chosen], places.offset[chosen], places.deflated[chosen])
+            places = Places(places.files, *chosen_places)
         return dataclasses.replace(
             self,
             names=self.names[chosen],

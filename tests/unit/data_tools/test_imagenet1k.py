@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_validation_images_have_their_own_classes(built):
     assert manifest.split("train").samples == 23
 
 
-@pytest.mark.parametrize("form", ["kaggle", "folders"])
+@pytest.mark.parametrize("form", ["kaggle", "swin_zips", "folders"])
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_every_form_gives_the_same_shards(forms, built, tmp_path, form, workers):
     assert run(forms / form, tmp_path / "set", "--workers", workers) == 0
@@ -141,6 +142,58 @@ def test_images_that_no_table_knows_are_left_out(built, copied, tmp_path):
     assert "ILSVRC2012_val_00000099.JPEG\tnothing tells its class" in text
     names = {name: digest for name, digest in shards(built).items() if name != "skipped.tsv"}
     assert names.items() <= shards(tmp_path / "set").items()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("train_map.txt", "\t0\n", "\t1\n", r"has label 1, but n\d{8} is number 0 of the 3 sorted"),
+        ("val_map.txt", "\t2\n", "\t3\n", "has label 3, expected 0 to 2"),
+        ("val_map.txt", "\t2\n", " 2\n", r"val_map\.txt:\d: expected NAME<TAB>LABEL"),
+        ("val_map.txt", "val_00000003", "val_00000009", "1 of 6 images of val_map.txt are missing"),
+        ("train_map.txt", "/", "_", "lies in no folder"),
+    ],
+)
+def test_tables_of_zips_must_agree(copied, tmp_path, file, old, new, message):
+    root = copied("swin_zips")
+    text = (root / file).read_text()
+    (root / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=message):
+        run(root, tmp_path / "set")
+
+
+def test_damaged_and_hostile_zips_are_refused(copied, tmp_path):
+    root = copied("swin_zips")
+    whole = (root / "train.zip").read_bytes()
+    (root / "train.zip").write_bytes(whole[:-200])
+    with pytest.raises(DataError, match=r"train\.zip: damaged or cut short"):
+        run(root, tmp_path / "set")
+    name = next(iter((root / "train_map.txt").read_text().split("\t")))
+    with zipfile.ZipFile(root / "train.zip", "w") as archive:
+        link = zipfile.ZipInfo(name)
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match=r"is a link or a device; only files"):
+        run(root, tmp_path / "set")
+    with zipfile.ZipFile(root / "train.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr(name, b"x" * 100)
+    with pytest.raises(DataError, match="compressed in a way not known"):
+        run(root, tmp_path / "set")
+
+
+def test_damage_inside_a_zip_is_reported_by_image(copied, tmp_path):
+    root = copied("swin_zips")
+    data = bytearray((root / "val.zip").read_bytes())
+    with zipfile.ZipFile(root / "val.zip") as archive:
+        second = archive.infolist()[1]
+    assert second.compress_type == zipfile.ZIP_DEFLATED
+    start = second.header_offset + 30 + len(second.filename)
+    data[start : start + 40] = b"\xff" * 40
+    (root / "val.zip").write_bytes(bytes(data))
+    assert run(root, tmp_path / "set") == 0
+    assert (
+        f"{second.filename}\tdamaged in its zip" in (tmp_path / "set" / "skipped.tsv").read_text()
+    )
 
 
 def test_validation_classes_must_be_trained(copied, tmp_path):
