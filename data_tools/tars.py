@@ -185,7 +185,8 @@ def _checksum_holds(block: bytes) -> bool:
     except ValueError:
         return False
     blanked = block[:148] + b" " * 8 + block[156:]
-    return written in (sum(blanked), sum(b - 256 if b > 127 else b for b in blanked))
+    # Some old writers summed signed bytes.
+    return written == sum(blanked) or written == sum(b - 256 if b > 127 else b for b in blanked)
 
 
 def _size(block: bytes, pax: dict[str, str], where: str, at: int) -> int:

@@ -2,6 +2,9 @@ import gzip
 import hashlib
 import io
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -122,6 +125,29 @@ def test_an_interrupted_build_continues(forms, built, tmp_path, monkeypatch, for
     assert len(written) == len(set(written)) == len(read_manifest(built).split("train").shards)
     assert contents(tmp_path / "set") == contents(built)
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_killed_build_continues(forms, built, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from data_tools import build, pack\n"
+        "write, count = pack._write_shard, 0\n"
+        "def killed(*arguments):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    if count == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return write(*arguments)\n"
+        "pack._write_shard = killed\n"
+        "build.main(sys.argv[1:])\n"
+    )
+    arguments = ["imagenet22k", str(forms / "tars"), str(tmp_path / "set")]
+    arguments += ["--shard-mib", "0.05", "--workers", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list((tmp_path / ".set.partial").glob("*.done"))) == 2
+    assert run(forms / "tars", tmp_path / "set") == 0
+    assert contents(tmp_path / "set") == contents(built)
 
 
 def test_damage_to_finished_work_is_noticed(forms, built, tmp_path, monkeypatch):
