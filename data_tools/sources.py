@@ -4,6 +4,7 @@ A source is read by one function that returns a `Source`; `imagefolder` is the o
 of class folders. Packing knows nothing but `Source`.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,18 +20,68 @@ _SPLIT_FOLDERS = {"val": "validation", "validation": "validation", "test": "test
 
 
 @dataclass(frozen=True)
-class Images:
-    """The images of one split, 12 bytes and a path each.
+class Skipped:
+    """A file that was left out, by its path in the source, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where images lie inside archives.
 
     Attributes:
-        paths: of each file, relative to the source's root; sorted within a class.
-        labels: int32 [images].
-        sizes: int64 [images], bytes.
+        files: the archives.
+        file: int32 [images], position in ``files``.
+        offset: int64 [images], of the first byte.
+        deflated: int64 [images], bytes an image takes there if it is deflated, else 0.
     """
 
-    paths: list[str]
+    files: tuple[Path, ...]
+    file: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    deflated: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one split: arrays, as there are millions.
+
+    Attributes:
+        folder: directory the names start from, where each image is a file of its own.
+        names: bytes [images], UTF-8; they name the image in the shards. Sorted within a class.
+        labels: int32 [images].
+        sizes: int64 [images], bytes as stored in the source.
+        places: where they lie, if not below ``folder``.
+        flat: whether the files lie in ``folder`` itself, under the last parts of their names.
+    """
+
+    folder: Path
+    names: NDArray[np.bytes_]
     labels: NDArray[np.int32]
     sizes: NDArray[np.int64]
+    places: Places | None = None
+    flat: bool = False
+
+    @property
+    def paths(self) -> list[str]:
+        """The names as texts."""
+        return [name.decode(errors="surrogateescape") for name in self.names.tolist()]
+
+    def subset(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Images":
+        """Some of them, by mask or position."""
+        places = self.places
+        if places is not None:
+            chosen_places = (places.file[chosen], places.offset[chosen], places.deflated[chosen])
+            places = Places(places.files, *chosen_places)
+        return dataclasses.replace(
+            self,
+            names=self.names[chosen],
+            labels=self.labels[chosen],
+            sizes=self.sizes[chosen],
+            places=places,
+        )
 
 
 @dataclass(frozen=True)
@@ -38,16 +89,25 @@ class Source:
     """Labelled images.
 
     Attributes:
-        root: directory the paths start from.
+        root: what was read, for messages.
         classes: ids in the order of their labels.
         class_names: a readable name per class, the id itself where none is known.
         splits: name → images.
+        skipped: files that were seen to be unusable already when they were listed.
+        imageless: ids of classes that have no images and should not.
     """
 
     root: Path
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     splits: dict[str, Images]
+    skipped: tuple[Skipped, ...] = ()
+    imageless: frozenset[str] = frozenset()
+
+    @property
+    def listed(self) -> int:
+        """Images listed in all splits."""
+        return sum(len(images.names) for images in self.splits.values())
 
 
 def imagefolder(
@@ -135,7 +195,12 @@ def _list_split(root: Path, folder: Path, classes: tuple[str, ...]) -> Images:
         labels.extend([labels_of[name]] * len(files))
     if not paths:
         raise DataError(f"{folder}: no files in its class folders; expected images")
-    return Images(paths, np.array(labels, dtype=np.int32), np.array(sizes, dtype=np.int64))
+    return Images(
+        root,
+        np.array([os.fsencode(path) for path in paths]),
+        np.array(labels, dtype=np.int32),
+        np.array(sizes, dtype=np.int64),
+    )
 
 
 def _files(directory: Path, root: Path) -> Iterable[tuple[str, int]]:
@@ -175,19 +240,22 @@ def _carve(
             f"--eval-per-class: expected at least 1 and fewer than every class has, got "
             f"{eval_per_class}{what}"
         )
-    draws = np.random.Philox(key=[seed, 1]).random_raw(len(train.paths))
-    by_class = np.lexsort((draws, train.labels))
+    chosen = draw_per_class(train.labels, np.full(len(classes), eval_per_class), seed)
+    return {"train": train.subset(~chosen), "validation": train.subset(chosen)}
+
+
+def draw_per_class(
+    labels: NDArray[np.int32], wanted: NDArray[np.int64], seed: int
+) -> NDArray[np.bool_]:
+    """Choose ``wanted[label]`` images of each class: mask [images], fixed by the seed."""
+    counts = np.bincount(labels, minlength=len(wanted))
+    draws = np.random.Philox(key=[seed, 1]).random_raw(len(labels))
+    by_class = np.lexsort((draws, labels))
     rank_in_class = np.empty(len(by_class), dtype=np.int64)
     rank_in_class[by_class] = np.arange(len(by_class)) - np.repeat(
         np.cumsum(counts) - counts, counts
     )
-    chosen = rank_in_class < eval_per_class
-    return {"train": _subset(train, ~chosen), "validation": _subset(train, chosen)}
-
-
-def _subset(images: Images, mask: NDArray[np.bool_]) -> Images:
-    paths = [images.paths[i] for i in np.flatnonzero(mask)]
-    return Images(paths, images.labels[mask], images.sizes[mask])
+    return rank_in_class < wanted[labels]
 
 
 def _class_names(root: Path, file: Path | None) -> dict[str, str]:

@@ -2,15 +2,17 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from pretrain.errors import DataError
-from pretrain.files import sync
+from pretrain.files import read_json, replace_text, sync
 
 _LOCK_FILE = ".lock"
+_PLAN_FILE = ".plan.json"
 
 
 def check_destination(destination: Path) -> None:
@@ -35,14 +37,24 @@ def check_destination(destination: Path) -> None:
 
 
 @contextlib.contextmanager
-def staged(destination: Path) -> Iterator[Path]:
+def staged(
+    destination: Path, *, plan: dict[str, object] | None = None, done: str = ""
+) -> Iterator[Path]:
     """Give a directory to fill; when the block ends well it becomes ``destination``.
 
-    It lies beside the destination as ``.NAME.partial``. It is removed when the block raises, and
-    what a killed process left there is removed by the next.
+    It lies beside the destination as ``.NAME.partial``. Without a plan it is removed when the
+    block raises, and what a killed process left there is removed by the next. With one, files
+    that match ``done`` are worth keeping: the directory stays when there are any, and the next
+    call with an equal plan finds everything as it was left.
+
+    Args:
+        destination: a directory that is absent or empty.
+        plan: what the content depends on, small and of JSON values.
+        done: pattern of the files that mark finished work; they do not go to the destination.
 
     Raises:
-        DataError: the destination is not free, cannot be written, or another process fills it.
+        DataError: the destination is not free, cannot be written, another process fills it, or
+            finished work of another plan lies there.
     """
     destination = destination.absolute()
     check_destination(destination)
@@ -57,12 +69,17 @@ def staged(destination: Path) -> Iterator[Path]:
         ) from None
     try:
         _lock(lock, destination)
-        _clear(stage)
+        continues = plan is not None and _continues(stage, plan, done)
+        if not continues:
+            _clear(stage)
         try:
+            if plan is not None and not continues:
+                _write_plan(stage, plan)
             yield stage
-            _commit(stage, destination)
+            _commit(stage, destination, done if plan is not None else None)
         except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
+            if plan is None or not any(stage.glob(done)):
+                shutil.rmtree(stage, ignore_errors=True)
             raise
     finally:
         os.close(lock)
@@ -78,6 +95,26 @@ def _lock(lock: int, destination: Path) -> None:
         return
 
 
+def _continues(stage: Path, plan: dict[str, object], done: str) -> bool:
+    if not any(stage.glob(done)):
+        return False
+    found = read_json(stage / _PLAN_FILE) or {}
+    differing = sorted(key for key in {*found, *plan} if found.get(key) != plan.get(key))
+    if differing:
+        raise DataError(
+            f"{stage}: holds an interrupted build that differs in {', '.join(differing)}; repeat "
+            "that command to finish it, or remove the directory to start anew"
+        )
+    return True
+
+
+def _write_plan(stage: Path, plan: dict[str, object]) -> None:
+    try:
+        replace_text(stage / _PLAN_FILE, json.dumps(plan))
+    except OSError as error:
+        raise DataError(f"{stage}: cannot be written: {error.strerror}") from None
+
+
 def _clear(stage: Path) -> None:
     for entry in stage.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -86,7 +123,10 @@ def _clear(stage: Path) -> None:
             entry.unlink()
 
 
-def _commit(stage: Path, destination: Path) -> None:
+def _commit(stage: Path, destination: Path, done: str | None) -> None:
+    if done is not None:
+        for mark in (*stage.glob(_PLAN_FILE + "*"), *stage.glob(done)):
+            mark.unlink()
     (stage / _LOCK_FILE).unlink()
     sync(stage)
     try:

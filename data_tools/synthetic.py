@@ -1,10 +1,14 @@
 """Makes a small labelled set of painted pictures, to try everything with on any machine.
 
 python -m data_tools.synthetic DESTINATION
+python -m data_tools.synthetic DESTINATION --raw
 
 DESTINATION/images/{22k,1k}/{train,validation}/nXXXXXXXX/*.JPEG are the pictures; DESTINATION/22k
 and DESTINATION/1k the shard sets packed from them. As with the real ones, the classes of 1k are
 some of 22k's and its pictures are others. What is already there, whole, is used again.
+
+With --raw, DESTINATION/imagenet22k and DESTINATION/imagenet1k hold miniatures of the forms that
+ImageNet is handed out in, with their true structure and faults, to try `data_tools.build` on.
 """
 
 import argparse
@@ -32,6 +36,7 @@ PAINT_VERSION = 1
 MARK_FILE = "synthetic.json"
 _FINE_TUNING_CLASSES = (1, 3, 5, 6, 8, 11)
 _EDITIONS = ("22k", "1k")
+_RAW_IMAGES_PER_CLASS = 12
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,37 @@ def make(destination: Path, *, seed: int, workers: int, counts: Counts | None = 
     return [f"{destination}: made in {seconds:.0f} s", *map(_describe, _editions(destination))]
 
 
+def make_raw(destination: Path, *, seed: int) -> list[str]:
+    """Write a miniature of every form that ImageNet is handed out in.
+
+    Args:
+        destination: directory to make; absent or empty.
+        seed: fixes every picture.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        DataError: the destination holds something, or cannot be written.
+    """
+    from data_tools.raw_forms import FORMS_22K, synsets
+    from data_tools.raw_forms_1k import FORMS_1K, ilsvrc
+
+    large = synsets(_RAW_IMAGES_PER_CLASS, seed, len(KINDS))
+    small = ilsvrc(_RAW_IMAGES_PER_CLASS, seed, len(_FINE_TUNING_CLASSES))
+    with staged(destination) as stage:
+        for edition in ("imagenet22k", "imagenet1k"):
+            (stage / edition).mkdir()
+        for form, write in FORMS_22K.items():
+            write(stage / "imagenet22k" / form, large)
+        for form, write_small in FORMS_1K.items():
+            write_small(stage / "imagenet1k" / form, small)
+    return [
+        *(f"{destination / 'imagenet22k' / form}" for form in FORMS_22K),
+        *(f"{destination / 'imagenet1k' / form}" for form in FORMS_1K),
+    ]
+
+
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -106,10 +142,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="processes (default: all cores)"
     )
+    parser.add_argument(
+        "--raw", action="store_true", help="write the forms ImageNet is handed out in instead"
+    )
     options = parser.parse_args(arguments)
     for name, value, least in (("--seed", options.seed, 0), ("--workers", options.workers, 1)):
         if not least <= value < 2**31:
             raise DataError(f"{name}: expected at least {least}, got {value}")
+    if options.raw:
+        print("\n".join(make_raw(options.destination, seed=options.seed)))
+        return 0
     print("\n".join(make(options.destination, seed=options.seed, workers=options.workers)))
     return 0
 

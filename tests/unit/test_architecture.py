@@ -48,6 +48,7 @@ TORCH_FREE = (
     "data_tools.build",
     "data_tools.index",
     "data_tools.shuffle_report",
+    "data_tools.inspect",
     "data_tools.synthetic",
     "data_tools.verify",
 )

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 from image_folders import image_bytes, write_class, write_folder
 
-from data_tools import pack
+from data_tools import pack, raw
 from data_tools.build import main
 from pretrain.data.manifest import check_shards, read_manifest
 from pretrain.data.shards import ShardReader
@@ -160,7 +160,7 @@ def test_content_decides_what_a_file_is(tmp_path, capsys):
 def test_very_large_files_are_left_out(tmp_path, monkeypatch):
     write_class(tmp_path / "images" / "n01", 3)
     (tmp_path / "images" / "n01" / "big.jpg").write_bytes(image_bytes(1) + b"\0" * 4000)
-    monkeypatch.setattr(pack, "MAX_IMAGE_BYTES", 3000)
+    monkeypatch.setattr(raw, "MAX_IMAGE_BYTES", 3000)
     assert run(tmp_path / "images", tmp_path / "set") == 0
     assert "larger than" in (tmp_path / "set" / "skipped.tsv").read_text()
 

@@ -1,0 +1,164 @@
+"""Says what a path holds and what to type to make shards of it.
+
+python -m data_tools.inspect PATH
+
+Looks at names and first bytes only: the answer comes at once, and nothing is written.
+"""
+
+import argparse
+import gzip
+import shlex
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pretrain.data.manifest import MANIFEST_FILE, read_manifest
+from pretrain.errors import DataError, run_command
+
+_MEMBERS_LOOKED_AT = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a path is.
+
+    Attributes:
+        what: for people.
+        source: first argument of `data_tools.build`; None where it takes none of this.
+        path: what to give it.
+    """
+
+    what: str
+    source: str | None
+    path: Path
+
+
+def inspect(path: Path) -> Finding:
+    """Recognise a path.
+
+    Raises:
+        DataError: it is missing, unreadable, or nothing known; the message says what was seen.
+    """
+    try:
+        if not path.exists():
+            raise DataError(f"{path}: does not exist")
+        return _directory(path) if path.is_dir() else _file(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: a damaged gzip file: {error}; fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_tools.inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=Path, help="an archive or a directory")
+    found = inspect(parser.parse_args(arguments).path)
+    print(f"{found.path}: {found.what}")
+    if found.source is not None:
+        named = found.source in ("imagefolder", "index")
+        name, target = (" --name mine", "mine") if named else ("", found.source)
+        path = shlex.quote(str(found.path))
+        print(f"type: python -m data_tools.build {found.source} {path} shards/{target}{name}")
+    return 0
+
+
+def _directory(path: Path) -> Finding:
+    from data_tools.archives import SYNSET, SYNSET_TAR
+    from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_TAR
+    from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP
+
+    if (path / MANIFEST_FILE).is_file():
+        manifest = read_manifest(path)
+        splits = ", ".join(f"{s.name} {s.samples:,} images" for s in manifest.splits.values())
+        what = f"a shard set, {manifest.edition}: {len(manifest.classes):,} classes, {splits}"
+        return Finding(f"{what}; train on it with data.path={shlex.quote(str(path))}", None, path)
+    if (path / TRAIN_TAR).is_file():
+        return Finding("ImageNet-1K as published tars", "imagenet1k", path)
+    if (path / KAGGLE_DATA).is_dir():
+        return Finding("ImageNet-1K in Kaggle's layout", "imagenet1k", path)
+    if (path / TRAIN_ZIP).is_file() and (path / TRAIN_MAP).is_file():
+        return Finding("ImageNet-1K in the zips of the official Swin code", "imagenet1k", path)
+    if (path / "imagenet21k_train").is_dir():
+        return Finding("ImageNet-21K-P", "imagenet21kp", path)
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if "train" in names:
+        return _split_folders(path)
+    for what, pattern in (("folders", SYNSET), ("tars", SYNSET_TAR)):
+        count = sum(pattern.fullmatch(name) is not None for name in names)
+        if count:
+            return Finding(f"{count:,} {what} of WordNet synsets", "imagenet22k", path)
+    archives = [name for name in names if name.endswith((".tar", ".tar.gz"))]
+    if len(archives) == 1 or (len(names) == 1 and (path / names[0]).is_dir()):
+        return inspect(path / (archives or names)[0])
+    if archives:
+        return _file(path / archives[0])
+    if any((path / name).is_dir() for name in names):
+        return Finding("folders, taken for classes of images", "imagefolder", path)
+    raise _unknown(path, names)
+
+
+def _split_folders(path: Path) -> Finding:
+    from data_tools.archives import SYNSET
+
+    classes = [entry.name for entry in (path / "train").iterdir() if entry.is_dir()]
+    synsets = sum(SYNSET.fullmatch(name) is not None for name in classes)
+    validation = any((path / name).is_dir() for name in ("val", "validation"))
+    if synsets == len(classes) == 1000 and validation:
+        return Finding("ImageNet-1K as image folders", "imagenet1k", path)
+    return Finding(f"image folders of {len(classes):,} classes", "imagefolder", path)
+
+
+def _file(path: Path) -> Finding:
+    from data_tools.archives import SYNSET, SYNSET_TAR, check_is_tar, is_gzip
+    from data_tools.imagenet1k import DEVKIT, TRAIN_TAR, VAL_TAR
+
+    if path.name in (TRAIN_TAR, VAL_TAR, f"{DEVKIT}.tar.gz"):
+        return Finding("one of the files of ImageNet-1K", "imagenet1k", path.absolute().parent)
+    packed = is_gzip(path)
+    if not packed:
+        with path.open("rb") as file:
+            check_is_tar(path, file)
+    names = list(islice(_members(path, packed=packed), _MEMBERS_LOOKED_AT))
+    form = "a compressed tar" if packed else "a tar"
+    for name in names:
+        folder, _, base = name.rpartition("/")
+        if SYNSET_TAR.fullmatch(base):
+            return Finding(f"{form} of tars of WordNet synsets", "imagenet22k", path)
+        if SYNSET.fullmatch(folder.rpartition("/")[2]):
+            return Finding(f"{form} of folders of WordNet synsets", "imagenet22k", path)
+    if SYNSET_TAR.fullmatch(path.name):
+        parent = path.absolute().parent
+        return Finding("the tars of WordNet synsets", "imagenet22k", parent)
+    if any(name.endswith(".cls") for name in names):
+        return Finding("WebDataset shards without a manifest", "index", path.absolute().parent)
+    raise _unknown(path, names)
+
+
+def _members(path: Path, *, packed: bool) -> Iterator[str]:
+    from data_tools.tars import FileExtent, StreamExtent, walk
+
+    if packed:
+        with gzip.open(path) as plain:
+            yield from (member.name for member in walk(StreamExtent(plain), str(path)))
+        return
+    with path.open("rb") as file:
+        extent = FileExtent(file.fileno(), 0, path.stat().st_size)
+        yield from (member.name for member in walk(extent, str(path)))
+
+
+def _unknown(path: Path, names: list[str]) -> DataError:
+    seen = ", ".join(name[:60] for name in names[:3]) or "nothing"
+    return DataError(
+        f"{path}: nothing known; it holds {seen}; docs/data.md lists what can be packed"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
