@@ -198,8 +198,13 @@ def _paint_all(images: Path, counts: Counts, seed: int, workers: int) -> None:
         (images / edition / CLASS_NAMES_FILE).write_text(names, encoding="utf-8")
     total = sum(folder.count for folder in folders)
     context = multiprocessing.get_context("fork")
-    # Ctrl-C reaches the whole terminal group; this process alone answers it and ends the others.
-    pool = context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    # Ctrl-C reaches the whole terminal group; this process alone answers it and ends the others,
+    # which inherit the blocked signal from their first instant.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pool = context.Pool(workers)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     with pool, progress_bar("painting", total) as advance:
         for painted in pool.imap_unordered(_paint_folder, folders):
             advance(painted)

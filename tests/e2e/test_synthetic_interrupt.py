@@ -15,6 +15,8 @@ def test_ctrl_c_ends_painting_without_a_traceback(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell's background jobs, this test maybe among them, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not any(tmp_path.rglob("*.JPEG")):
