@@ -48,11 +48,10 @@ def run_lock(run: RunDirectory, job: str) -> Iterator[bool]:
     """Hold the run alone; yields False, holding nothing, where another process has it."""
     descriptor = try_lock(run.lock_path)
     for _ in range(LOCK_TRIES):
-        if descriptor is not None:
-            break
-        time.sleep(0.1)  # somebody may only be looking
-        descriptor = try_lock(run.lock_path)
-    else:
+        if descriptor is None:
+            time.sleep(0.1)  # somebody may only be looking
+            descriptor = try_lock(run.lock_path)
+    if descriptor is None:
         yield False
         return
     try:
