@@ -72,7 +72,7 @@ def build(
     plan: dict[str, object] = {"source": _digest(source), "--name": name, "--seed": seed}
     plan |= {"--shard-mib": shard_mib, "--max-side": max_side}
     with (
-        staged(destination, plan=plan, done=f"*{RECORD_SUFFIX}*") as stage,
+        staged(destination, plan=plan, done=f"*{RECORD_SUFFIX}") as stage,
         progress_bar(f"packing {name}", source.listed) as advance,
     ):
         packed = pack(
@@ -89,7 +89,7 @@ def build(
             manifest = _manifest(source, destination, name, packed)
         except DataError:
             # The source is at fault: nothing of this is worth continuing.
-            for record in stage.glob(f"*{RECORD_SUFFIX}*"):
+            for record in stage.glob(f"*{RECORD_SUFFIX}"):
                 record.unlink()
             raise
         lines = _reported(source, packed, stage, destination)
@@ -259,7 +259,8 @@ def _digest(source: "Source") -> str:
     """Digest of what is to be packed: names, labels and sizes, in order, and the classes."""
     digest = hashlib.sha256(json.dumps([source.classes, sorted(source.splits)]).encode())
     for _, images in sorted(source.splits.items()):
-        for array in (images.names, images.labels, images.sizes):
+        digest.update(repr((images.heads, images.ends)).encode())
+        for array in (images.cores, images.labels, images.sizes):
             digest.update(str(array.dtype).encode())
             digest.update(array.data)
     return digest.hexdigest()
@@ -304,10 +305,7 @@ def _reported(
         if not items:
             continue
         lines = sorted("\t".join(map(_printable, dataclasses.astuple(item))) for item in items)
-        try:
-            (stage / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{stage / file}: cannot be written: {error.strerror}") from None
+        (stage / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
         shown.append(f"{what} {len(lines):,} files, all listed in {destination / file}:")
         shown += ["  " + line.replace("\t", ": ") for line in lines[:_LINES_SHOWN]]
     return shown

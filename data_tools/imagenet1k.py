@@ -135,7 +135,8 @@ def _validation_tar(path: Path, truth: Mapping[str, str]) -> Listing:
         with path.open("rb") as file:
             extent = FileExtent(file.fileno(), 0, path.stat().st_size)
             for member in walk(extent, str(path)):
-                seen |= take_flat(collector, member, truth, path)
+                at = path, member.offset
+                seen |= take_flat(collector, truth, member.name, member.bytes, *at)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     _check_complete(path, seen, truth)
@@ -143,14 +144,12 @@ def _validation_tar(path: Path, truth: Mapping[str, str]) -> Listing:
 
 
 def _validation_folder(folder: Path, truth: Mapping[str, str]) -> Listing:
-    from data_tools.tars import Member
-
     collector, seen = Collector(), set[str]()
     try:
         for entry in folder.iterdir():
             if entry.is_file():
-                member = Member(entry.name, 0, entry.stat().st_size, 0)
-                seen |= take_flat(collector, member, truth, folder)
+                size = entry.stat().st_size
+                seen |= take_flat(collector, truth, entry.name, size, folder, 0)
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
     _check_complete(folder, seen, truth)
