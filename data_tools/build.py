@@ -115,11 +115,13 @@ def main(arguments: list[str]) -> int:
     _add_spool(large)
     for name, about in (
         ("imagenet1k", "ILSVRC2012: tars with the development kit, Kaggle's layout, or folders"),
-        ("imagenet21kp", "ImageNet-21K-P: imagenet21k_train/ and imagenet21k_val/"),
+        ("imagenet21kp", "imagenet21k_resized.tar.gz, or imagenet21k_train/ and imagenet21k_val/"),
     ):
         one = kinds.add_parser(name, help=about)
         _add_common(one, about, name, carve=False)
         _add_class_order(one)
+        if name == "imagenet21kp":
+            _add_spool(one)
     kinds.add_parser("index", help="shards that somebody else wrote, left as they are")
     folder = kinds.add_parser("imagefolder", help="directories of class folders")
     _add_common(folder, "directory that holds train/, or class folders", None)
@@ -143,7 +145,7 @@ def main(arguments: list[str]) -> int:
         workers=options.workers,
         max_side=options.max_side,
     )
-    if options.kind == "imagenet22k":
+    if "spool" in options:
         from data_tools.spool import remove_spool
 
         remove_spool(spool)
@@ -217,8 +219,11 @@ def _source(options: argparse.Namespace, spool: Path) -> "Source":
     if options.kind != "imagenet22k":
         from data_tools.imagenet1k import imagenet1k, imagenet21kp
 
-        listed = imagenet1k if options.kind == "imagenet1k" else imagenet21kp
-        return listed(options.source, order=options.class_order, workers=options.workers)
+        if options.kind == "imagenet1k":
+            return imagenet1k(options.source, order=options.class_order, workers=options.workers)
+        return imagenet21kp(
+            options.source, order=options.class_order, spool=spool, workers=options.workers
+        )
     from data_tools.imagenet22k import imagenet22k
 
     return imagenet22k(

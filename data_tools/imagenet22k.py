@@ -81,11 +81,7 @@ def list_synsets(path: Path, *, spool: Path, workers: int) -> Listing:
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected an archive or a directory of synsets")
     if path.is_file():
-        try:
-            packed = is_gzip(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        return list_gzip(path, spool) if packed else list_plain([(path, None)], workers)
+        return list_archive(path, spool=spool, workers=workers)
     root, folders, tars = _synsets_in(path)
     if folders and tars:
         raise DataError(
@@ -95,6 +91,25 @@ def list_synsets(path: Path, *, spool: Path, workers: int) -> Listing:
     if folders:
         return list_folders(root, folders, workers)
     return list_plain([(root / name, name.removesuffix(".tar")) for name in tars], workers)
+
+
+def list_archive(path: Path, *, spool: Path, workers: int, splits: Sequence[str] = ()) -> Listing:
+    """List one archive, compressed or not.
+
+    Args:
+        path: the file.
+        spool: directory for the images of a compressed archive.
+        workers: processes.
+        splits: as for `data_tools.archives.list_plain`.
+
+    Raises:
+        DataError: it is damaged, cut short or holds what is refused.
+    """
+    try:
+        packed = is_gzip(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return list_gzip(path, spool, splits) if packed else list_plain([(path, None)], workers, splits)
 
 
 def assemble(

@@ -15,7 +15,7 @@ EMPTY_BLOCK = bytes(BLOCK_BYTES)
 _MOST_EXTENSION_BYTES = 2**20
 _MOST_MEMBER_BYTES = 2**48
 _MOST_OCTAL_BYTES = 8**11
-_REGULAR, _FOLDER = b"0\0" + b"7", b"5"
+_REGULAR, _FOLDER = (b"0", b"\0", b"7"), b"5"
 _GNU_LONG_NAME, _GNU_LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 _REFUSED = {
     b"1": "a hard link",
@@ -119,17 +119,19 @@ def parse_header(block: bytes, at: int, read: Callable[[int], bytes]) -> Member:
 
 def _member(block: bytes, kind: bytes, size: int, extended: dict[str, str], at: int) -> Member:
     name = extended.get("path") or _plain_name(block)
-    if "size" in extended:
-        size = _pax_size(extended["size"], size, at)
-    is_file = kind in _REGULAR and not name.endswith("/")
-    sparse = any(keyword.startswith("GNU.sparse.") for keyword in extended)
-    if sparse or not (is_file or name.endswith("/") or kind == _FOLDER):
-        what = _REFUSED[b"S"] if sparse else _REFUSED.get(kind, f"of unknown kind {kind!r}")
+    # Old writers marked folders by the name alone, which an extended header cannot vouch for.
+    is_file = kind in _REGULAR and ("path" in extended or not name.endswith("/"))
+    if any(keyword.startswith("GNU.sparse.") for keyword in extended):
+        kind = b"S"
+    if kind not in _REGULAR and kind != _FOLDER:
+        what = _REFUSED.get(kind, f"of unknown kind {kind!r}")
         raise TarError(f"member {name[:100]!r} is {what}", "only files are expected")
     if kind == _FOLDER:
         size = 0
+    elif "size" in extended:
+        size = _pax_size(extended["size"], size, at)
     parts = name.split("/")
-    if name.startswith("/") or ".." in parts or "\0" in name:
+    if name.startswith("/") or ".." in parts or "\0" in name or (is_file and not parts[-1]):
         raise TarError(f"member {name[:100]!r} leads out of the archive", "do not trust it")
     inside = "/".join(part for part in parts if part not in ("", "."))
     return Member(inside, block[:100].rstrip(b"\0"), at + BLOCK_BYTES, size, is_file)
