@@ -127,27 +127,49 @@ def test_an_interrupted_build_continues(forms, built, tmp_path, monkeypatch, for
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_killed_build_continues(forms, built, tmp_path):
+def killed(call: str, count: int, *arguments: str) -> None:
+    """Build in a process that is killed when it calls something of a module that many times."""
     code = (
         "import os, signal, sys\n"
-        "from data_tools import build, pack\n"
-        "write, count = pack._write_shard, 0\n"
-        "def killed(*arguments):\n"
-        "    global count\n"
-        "    count += 1\n"
-        "    if count == 3:\n"
+        "from data_tools import build, pack, spool\n"
+        "spool._SPOOL_FILE_BYTES = 20_000\n"
+        "module, call = sys.argv[1].split('.')\n"
+        "real, left = getattr(globals()[module], call), int(sys.argv[2])\n"
+        "def deadly(*arguments):\n"
+        "    global left\n"
+        "    left -= 1\n"
+        "    if left == 0:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return write(*arguments)\n"
-        "pack._write_shard = killed\n"
-        "build.main(sys.argv[1:])\n"
+        "    return real(*arguments)\n"
+        "setattr(globals()[module], call, deadly)\n"
+        "build.main(sys.argv[3:])\n"
     )
-    arguments = ["imagenet22k", str(forms / "tars"), str(tmp_path / "set")]
-    arguments += ["--shard-mib", "0.05", "--workers", "1"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], check=False)
-    assert done.returncode == -signal.SIGKILL
+    arguments = (call, str(count), "imagenet22k", *arguments, "--shard-mib", "0.05")
+    command = [sys.executable, "-c", code, *arguments, "--workers", "1"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+
+
+def test_a_killed_build_continues(forms, built, tmp_path):
+    killed("pack._write_shard", 3, str(forms / "tars"), str(tmp_path / "set"))
     assert len(list((tmp_path / ".set.partial").glob("*.done"))) == 2
     assert run(forms / "tars", tmp_path / "set") == 0
     assert contents(tmp_path / "set") == contents(built)
+
+
+def test_a_build_killed_while_it_copies_continues(forms, built, tmp_path, monkeypatch):
+    archive = forms / "winter21_whole.tar.gz"
+    killed("spool._write_all", 25, str(archive), str(tmp_path / "set"))
+    finished = len(json.loads((tmp_path / ".set.spool" / "finished.json").read_text())["bytes"])
+    assert finished > 3
+    opened: list[str] = []
+    monkeypatch.setattr(spool, "_SPOOL_FILE_BYTES", 20_000)
+    monkeypatch.setattr(
+        spool, "_write_all", lambda file, data: (opened.append(str(file.name)), file.write(data))
+    )
+    assert run(archive, tmp_path / "set") == 0
+    assert contents(tmp_path / "set") == contents(built)
+    assert min(opened).endswith(f"images-{finished:06d}.spool")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_damage_to_finished_work_is_noticed(forms, built, tmp_path, monkeypatch):
