@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from data_tools import imagenet22k as module
 from data_tools import pack, raw, spool
+from data_tools.archives import Collector, Home, Listing
 from data_tools.build import main
 from data_tools.raw_forms import FORMS_22K, synsets, write_fall11, write_folders, write_tars
 from pretrain.data.manifest import read_manifest
@@ -367,3 +369,31 @@ def test_positions_are_far_beyond_four_gigabytes(tmp_path):
     manifest = read_manifest(tmp_path / "set")
     sample = ShardReader(tmp_path / "set", manifest.split("train").shards, 1).read(0)
     assert sample.data == image
+
+
+def test_a_listing_of_millions_is_small():
+    """Bytes per image: 24 in the end, and less than 64 at any time."""
+    wnids = [f"n{1_000_000 + 7 * i:08d}" for i in range(60)]
+    per_class = 1_000
+    tracemalloc.start()
+    try:
+        listing = Listing([], [])
+        for wnid in wnids:
+            collector = Collector()
+            for i in range(per_class):
+                name = f"{wnid}_{37 * i}.JPEG"
+                collector.add(Home(wnid), Path("/x.tar"), name, 10**12 + i, 110_000)
+            listing.images.extend(collector.flush().images)
+        del collector
+        tracemalloc.reset_peak()
+        images, _ = module.assemble(listing, tuple(wnids), Path("/"))
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    count = len(images.labels)
+    assert count == len(wnids) * per_class
+    assert images.paths[:per_class] == sorted(
+        f"{wnids[0]}/{wnids[0]}_{37 * i}.JPEG" for i in range(per_class)
+    )
+    assert now / count < 24
+    assert peak / count < 64
