@@ -253,7 +253,7 @@ def _keep(spool: Path, identity: Identity, listing: Listing) -> None:
 def _spooled(spool: Path, identity: Identity) -> Listing | None:
     """What a complete spool holds; None where it is not complete."""
     mark = read_json(spool / _MARK_FILE)
-    if mark is None or mark["identity"] != identity:
+    if mark is None or mark.get("identity") != identity or not (spool / _LISTING_FILE).is_file():
         return None
     data = (spool / _LISTING_FILE).read_bytes()
     if hashlib.sha256(data).hexdigest() != mark["sha256"]:

@@ -73,9 +73,8 @@ def _check_end(extent: FileExtent, at: int, total: int) -> None:
     if total - at < 2 * BLOCK_BYTES:
         raise TarError(f"cut short: one closing empty block at byte {at:,}, expected two")
     while extent.offset < total:
-        start = extent.offset
         chunk = extent.read(2**20)
         if chunk.strip(b"\0"):
-            raise TarError(f"something follows the closing empty block at byte {start:,}")
+            raise TarError(f"something follows the closing empty block at byte {at:,}")
         if not chunk:
             raise TarError("became shorter while it was read")

@@ -37,7 +37,8 @@ def main() -> None:
             break
         size += int(step)
         subprocess.run(["mount", "-o", f"remount,size={size}", root], check=True)
-    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (root / "set").glob("*")}
+    made = [path for path in (root / "set").rglob("*") if path.is_file()]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
     Path("answer.json").write_text(json.dumps({"attempts": attempts, "digests": digests}))
 
 

@@ -111,6 +111,13 @@ def test_indices_of_foreign_shards(small_disks, tmp_path):
     assert answer["digests"].keys() == contents(tmp_path / "whole").keys()
 
 
+def test_miniatures(small_disks, tmp_path):
+    arguments = [str(tmp_path / "disk" / "set"), "--raw"]
+    patch = "from data_tools import synthetic; synthetic._RAW_IMAGES_PER_CLASS = 4"
+    failed = check(filled(tmp_path, "synthetic", 2**23, arguments, patch))
+    assert all(attempt["left"] == [] for attempt in failed)
+
+
 def test_a_full_disk_ends_with_one_line_and_code_2(small_disks, tmp_path):
     source = write_folder(tmp_path / "images")
     (tmp_path / "disk").mkdir()

@@ -153,13 +153,16 @@ def test_files_that_are_not_as_finished_are_written_again(archive, whole, tmp_pa
     assert [before[name] for name in kept] == [after[name] for name in kept]
 
 
-@pytest.mark.parametrize("damage", [b"", b"flip"])
+@pytest.mark.parametrize("damage", [None, b"", b"flip"])
 def test_a_damaged_listing_is_made_again_and_the_files_are_kept(archive, whole, tmp_path, damage):
     directory = tmp_path / "spool"
     list_gzip(archive, directory)
     before = written_when(directory)
     data = (directory / "listing.bin").read_bytes()
-    (directory / "listing.bin").write_bytes(damage and bytes([data[0] ^ 1]) + data[1:])
+    if damage is None:
+        (directory / "listing.bin").unlink()
+    else:
+        (directory / "listing.bin").write_bytes(damage and bytes([data[0] ^ 1]) + data[1:])
     assert described(list_gzip(archive, directory)) == whole[1]
     assert written_when(directory) == before
     assert len(before) == 6

@@ -115,3 +115,20 @@ def test_what_follows_the_end_is_refused(tmp_path):
     damaged[-1] = 1
     with pytest.raises(TarError, match="something follows"):
         walked(tmp_path, bytes(damaged))
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "a/../../b.jpg"])
+def test_names_that_lead_out_are_refused(tmp_path, name):
+    with pytest.raises(TarError, match="leads out of the archive"):
+        walked(tmp_path, tar_bytes({name: b"x"}))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    with pytest.raises(TarError, match=r"name 'a\\udcff' at byte 512 is not UTF-8"):
+        walked(tmp_path, tar_bytes({"a\udcff": b"x"}, tarfile.GNU_FORMAT))
+
+
+def test_a_lone_empty_block_is_the_end_and_then_something_follows(tmp_path):
+    data = tar_bytes()
+    with pytest.raises(TarError, match="something follows the closing empty block at byte 0"):
+        walked(tmp_path, bytes(512) + data)
