@@ -22,7 +22,7 @@ from data_tools.archives import SYNSET, Collector, Listing, list_folders, list_p
 from data_tools.class_orders import class_order, imageless
 from data_tools.imagenet22k import assemble
 from data_tools.mat5 import MAX_BYTES, read_synsets
-from data_tools.sources import Images, Skipped, Source
+from data_tools.sources import Images, Skipped, Source, read_lines
 from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP, list_swin_zips
 from data_tools.tars import FileExtent, StreamExtent, walk
 from pretrain.errors import DataError
@@ -210,7 +210,7 @@ def _devkit_files(archive: Path) -> dict[str, bytes]:
 
 def _kaggle_truth(file: Path) -> dict[str, str]:
     truth: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(_lines(file)), start=1):
+    for number, row in enumerate(csv.reader(read_lines(file)), start=1):
         if number == 1 and row[:1] == ["ImageId"]:
             continue
         wnid = row[1].split(" ")[0] if len(row) == 2 else ""
@@ -226,12 +226,5 @@ def _kaggle_truth(file: Path) -> dict[str, str]:
 def _kaggle_names(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
-    found = (re.fullmatch(r"(n\d{8}) (.+)", line) for line in _lines(file))
+    found = (re.fullmatch(r"(n\d{8}) (.+)", line) for line in read_lines(file))
     return {match[1]: match[2] for match in found if match is not None}
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None

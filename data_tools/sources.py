@@ -263,12 +263,8 @@ def _class_names(root: Path, file: Path | None) -> dict[str, str]:
         file = root / CLASS_NAMES_FILE
         if not file.is_file():
             return {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
     names: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         identifier, tab, name = line.partition("\t")
@@ -276,3 +272,17 @@ def _class_names(root: Path, file: Path | None) -> dict[str, str]:
             raise DataError(f"{file}:{number}: expected id<TAB>name, got {line[:80]!r}")
         names[identifier.strip()] = name.strip()
     return names
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: expected text in UTF-8, found other bytes") from None

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_tools.archives import SYNSET, Collector, Listing, take
+from data_tools.sources import read_lines
 from data_tools.tars import Member
 from pretrain.errors import DataError
 
@@ -54,12 +55,8 @@ def list_swin_zips(root: Path) -> tuple[Listing, Listing]:
 
 
 def _read_map(file: Path) -> dict[str, int]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
     labels: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         name, _, label = line.partition("\t")
         if not name or not label.strip().isdecimal():
             raise DataError(f"{file}:{number}: expected NAME<TAB>LABEL, got {line[:80]!r}")
