@@ -6,6 +6,7 @@ ImageNet-1K (ILSVRC2012) is one directory with
   knows the classes of the validation images (by numbers of its own, that its ``meta.mat`` maps);
 - or the Kaggle layout: ``ILSVRC/Data/CLS-LOC/{train,val}`` and ``LOC_val_solution.csv``;
 - or ``train.zip``, ``val.zip`` and their tables, as the official Swin code takes them;
+- or the Hugging Face hub's archives or names (`data_tools.hub_1k`);
 - or ``train/`` and ``val/`` with a folder for each class.
 
 All give the same source. ImageNet-21K-P is ``imagenet21k_train/`` and ``imagenet21k_val/``.
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from data_tools.archives import SYNSET, Collector, Listing, list_folders, list_plain, take_flat
 from data_tools.class_orders import class_order, imageless
+from data_tools.hub_1k import find_hub, hub_1k
 from data_tools.imagenet22k import assemble
 from data_tools.mat5 import MAX_BYTES, read_synsets
 from data_tools.sources import Images, Skipped, Source, read_lines
@@ -62,13 +64,19 @@ def imagenet1k(path: Path, *, order: str, workers: int) -> Source:
     if (path / TRAIN_ZIP).is_file():
         train, validation = list_swin_zips(path)
         return _source(path, order, {}, (train, path), (validation, path), flat=False)
+    try:
+        of_the_hub = find_hub(path)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+    if of_the_hub is not None:
+        return hub_1k(path, of_the_hub, order=order)
     val = "val" if (path / "val").is_dir() else "validation"
     if (path / "train").is_dir() and (path / val).is_dir():
         return _folders(path, "train", val, order, workers)
     raise DataError(
         f"{path}: no form of ImageNet-1K; expected a directory with {TRAIN_TAR}, {VAL_TAR} and "
         f"{DEVKIT}.tar.gz, or {KAGGLE_DATA} and {KAGGLE_TRUTH}, or {TRAIN_ZIP} and {TRAIN_MAP}, "
-        "or train/ and val/"
+        "or train_images_0.tar to val_images.tar, or train/ and val/"
     )
 
 

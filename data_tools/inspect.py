@@ -44,7 +44,11 @@ def inspect(path: Path) -> Finding:
     try:
         if not path.exists():
             raise DataError(f"{path}: does not exist")
-        return _directory(path) if path.is_dir() else _file(path)
+        if path.is_dir():
+            return _directory(path)
+        if not path.is_file():
+            raise DataError(f"{path}: neither a file nor a directory")
+        return _file(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: a damaged gzip file: {error}; fetch it again") from None
     except OSError as error:
@@ -71,6 +75,7 @@ def main(arguments: list[str]) -> int:
 
 def _directory(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR
+    from data_tools.hub_1k import find_hub
     from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_TAR
     from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP
 
@@ -85,6 +90,8 @@ def _directory(path: Path) -> Finding:
         return Finding("ImageNet-1K in Kaggle's layout", "imagenet1k", path)
     if (path / TRAIN_ZIP).is_file() and (path / TRAIN_MAP).is_file():
         return Finding("ImageNet-1K in the zips of the official Swin code", "imagenet1k", path)
+    if find_hub(path) is not None:
+        return Finding("ImageNet-1K with the names of the Hugging Face hub", "imagenet1k", path)
     if (path / "imagenet21k_train").is_dir():
         return Finding("ImageNet-21K-P", "imagenet21kp", path)
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
@@ -118,6 +125,7 @@ def _split_folders(path: Path) -> Finding:
 def _file(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR, check_is_tar, is_gzip
     from data_tools.imagenet1k import DEVKIT, TRAIN_TAR, VAL_TAR
+    from data_tools.verify import is_image, split_name
 
     if path.name in (TRAIN_TAR, VAL_TAR, f"{DEVKIT}.tar.gz"):
         return Finding("one of the files of ImageNet-1K", "imagenet1k", path.absolute().parent)
@@ -138,6 +146,11 @@ def _file(path: Path) -> Finding:
         return Finding("the tars of WordNet synsets", "imagenet22k", parent)
     if any(name.endswith(".cls") for name in names):
         return Finding("WebDataset shards without a manifest", "index", path.absolute().parent)
+    if names and all(name.count("/") > 0 and is_image(split_name(name)[1]) for name in names):
+        raise DataError(
+            f"{path}: {form} of image folders ({names[0][:60]}, …); unpack it, then inspect the "
+            "directory: images that are no WordNet synsets are packed from there"
+        )
     raise _unknown(path, names)
 
 

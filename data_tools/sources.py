@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,15 @@ class Skipped:
     reason: str
 
 
+class Files(Protocol):
+    """Paths by their position."""
+
+    def __getitem__(self, position: int, /) -> Path: ...
+
+
 @dataclass(frozen=True)
 class Places:
-    """Where images lie inside archives.
+    """Where images lie inside archives, or in files under other names than theirs.
 
     Attributes:
         files: the archives.
@@ -38,7 +45,7 @@ class Places:
         deflated: int64 [images], bytes an image takes there if it is deflated, else 0.
     """
 
-    files: tuple[Path, ...]
+    files: Files
     file: NDArray[np.int32]
     offset: NDArray[np.int64]
     deflated: NDArray[np.int64]

@@ -1,11 +1,13 @@
 """Lists ImageNet-1K as the official Swin code takes it: two zips and the tables of their labels.
 
 ``train.zip`` and ``val.zip`` lie beside ``train_map.txt`` and ``val_map.txt``, whose lines are a
-name in the zip, a tab, and a label: the position of its class among the sorted WordNet ids.
+name in the zip, a tab, and a label: the position of its class among the sorted WordNet ids. Names
+that lie in a folder of their class must agree with it.
 Members are read in place, by offset; nothing is extracted.
 """
 
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -51,6 +53,12 @@ def list_swin_zips(root: Path) -> tuple[Listing, Listing]:
                 f"{root / VAL_MAP}: {name[:80]} has label {label}, expected 0 to {len(classes) - 1}"
             )
         truth[name] = classes[label]
+        told = name.rpartition("/")[0].rpartition("/")[2]
+        if SYNSET.fullmatch(told) and told != classes[label]:
+            raise DataError(
+                f"{root / VAL_MAP}: {name[:80]} has label {label}, but number {label} of the "
+                f"sorted ids of {TRAIN_MAP} is {classes[label]}; use the tables of one set"
+            )
     return train, _list_zip(root / VAL_ZIP, truth, root / VAL_MAP)
 
 
@@ -58,7 +66,7 @@ def _read_map(file: Path) -> dict[str, int]:
     labels: dict[str, int] = {}
     for number, line in enumerate(read_lines(file), start=1):
         name, _, label = line.partition("\t")
-        if not name or not label.strip().isdecimal():
+        if not name or not re.fullmatch("[0-9]{1,9}", label.strip()):
             raise DataError(f"{file}:{number}: expected NAME<TAB>LABEL, got {line[:80]!r}")
         labels[name] = int(label)
     if not labels:

@@ -152,8 +152,11 @@ def test_images_that_no_table_knows_are_left_out(built, copied, tmp_path):
         ("val_map.txt", "\t2\n", " 2\n", r"val_map\.txt:\d: expected NAME<TAB>LABEL"),
         ("val_map.txt", "val_00000003", "val_00000009", "1 of 6 images of val_map.txt are missing"),
         ("train_map.txt", "/", "_", "lies in no folder"),
+        ("train_map.txt", "\t0\n", "\t" + "1" * 5000 + "\n", "expected NAME<TAB>LABEL"),
+        ("val_map.txt", "ILSVRC2012_val_00000001", "val/n00000000/ILSVRC2012_val_00000001",
+         r"has label 0, but number 0 of the sorted ids of train_map\.txt is n\d{8}"),
     ],
-)
+)  # fmt: skip
 def test_tables_of_zips_must_agree(copied, tmp_path, file, old, new, message):
     root = copied("swin_zips")
     text = (root / file).read_text()

@@ -1,5 +1,7 @@
 import gzip
+import os
 import shlex
+import tarfile
 
 import pytest
 from image_folders import write_class, write_folder
@@ -87,6 +89,20 @@ def test_other_files_are_named(tmp_path, content, message):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.tar: .*{message}"):
         inspect(tmp_path / "a.tar")
+
+
+def test_a_tar_of_image_folders_says_what_to_do(tmp_path):
+    write_folder(tmp_path / "images")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "images", "photos")
+    with pytest.raises(DataError, match=r"a\.tar: a tar of image folders \(photos/.*unpack it"):
+        inspect(tmp_path / "a.tar")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match=r"pipe\.tar: neither a file nor a directory"):
+        inspect(tmp_path / "pipe.tar")
 
 
 def test_other_paths_are_named(tmp_path):
