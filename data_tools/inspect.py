@@ -11,13 +11,14 @@ import shlex
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from pretrain.data.manifest import MANIFEST_FILE, read_manifest
 from pretrain.errors import DataError, run_command
 
 _MEMBERS_LOOKED_AT = 20
+_FOLDERS_LOOKED_AT = 5
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,22 @@ def _directory(path: Path) -> Finding:
         return inspect(path / (archives or names)[0])
     if archives:
         return _file(path / archives[0])
-    if any((path / name).is_dir() for name in names):
+    sets = [name for name in names if (path / name / MANIFEST_FILE).is_file()]
+    if sets:
+        which = ", ".join(sets)
+        return Finding(f"a directory of shard sets: {which}; inspect one of them", None, path)
+    folders = [path / name for name in names if (path / name).is_dir()]
+    if any(_holds_images(folder) for folder in folders[:_FOLDERS_LOOKED_AT]):
         return Finding("folders, taken for classes of images", "imagefolder", path)
     raise _unknown(path, names)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether one of the first files in a folder, or in folders in it, is named as an image."""
+    from data_tools.verify import is_image, split_name
+
+    below = (islice(folder.glob(pattern), _MEMBERS_LOOKED_AT) for pattern in ("*", "*/*"))
+    return any(is_image(split_name(path.name)[1]) for path in chain.from_iterable(below))
 
 
 def _split_folders(path: Path) -> Finding:

@@ -157,6 +157,11 @@ def imagefolder(
             )
         splits = _carve(splits["train"], classes, eval_per_class, seed)
     names = _class_names(root, class_names_file)
+    if names and not names.keys() & set(classes):
+        raise DataError(
+            f"{class_names_file or root / CLASS_NAMES_FILE}: names none of the {len(classes)} "
+            f"classes; expected lines such as {classes[0]}<TAB>name"
+        )
     return Source(root, classes, tuple(names.get(item, item) for item in classes), splits)
 
 

@@ -65,6 +65,20 @@ def test_folders_are_told_apart(raw, tmp_path):
     assert inspect(tmp_path / "d").source == "imagenet1k"
 
 
+def test_folders_of_other_things_are_no_classes(raw, small_shards, tmp_path):
+    with pytest.raises(DataError, match="nothing known; it holds imagenet1k, imagenet22k;"):
+        inspect(raw)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "code").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="nothing known; it holds code, docs"):
+        inspect(tmp_path)
+    (tmp_path / "shards").symlink_to(small_shards.path)
+    found = inspect(tmp_path)
+    assert found.what == "a directory of shard sets: shards; inspect one of them"
+    assert found.source is None
+
+
 def test_foreign_shards_are_recognised(small_shards, tmp_path):
     shard = next(small_shards.path.glob("*.tar"))
     (tmp_path / "x-0000.tar").write_bytes(shard.read_bytes())
