@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.build import available_cores, check_options
+from data_tools.build import available_cores, check_options, check_outside
 from data_tools.index_shard import Indexed, index_shard
 from data_tools.progress import progress_bar
 from data_tools.sources import read_lines
@@ -99,6 +99,7 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     check_options(options.name, 1, 0, options.workers)
+    check_outside(options.source, options.destination)
     lines = index(
         options.source,
         options.destination,

@@ -2,6 +2,8 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -316,7 +318,7 @@ def test_a_shard_set_needs_no_index(source):
     assert run(source) == 0
     made = source.parent / "set"
     with pytest.raises(DataError, match="set: is a shard set already, with a class list of its"):
-        index.main([str(source.parent), str(source.parent / "again"), "--name", "x"])
+        index.main([str(made), str(source.parent / "again"), "--name", "x"])
     assert not (source.parent / "again").exists()
     (made / "manifest.json").unlink()
     assert index.main([str(made), str(source.parent / "again"), "--name", "x"]) == 0
@@ -343,6 +345,26 @@ def test_what_timms_list_promises_must_be_there(source):
     info["splits"]["train"] = {"filenames": files[:2], "shard_lengths": [6, 6]}
     (source / "_info.json").write_text(json.dumps(info))
     assert run(source) == 0
+
+
+def test_a_destination_inside_the_source(source):
+    with pytest.raises(DataError, match="lies inside the source"):
+        index.main([str(source), str(source / "set"), "--name", "x"])
+    assert not (source / "set").exists()
+
+
+@pytest.mark.parametrize("tool", [["data_tools.build", "index"], ["data_tools.index"]])
+def test_the_command_ends_with_a_line_for_each_fault_and_code_2(source, tool):
+    (source / "imagenet22k-train-0000.tar").write_text("<html></html>")
+    (source / "imagenet22k-train-0001.tar").write_bytes(b"")
+    command = [sys.executable, "-m", *tool, str(source), str(source.parent / "set"), "--name", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    one, other = done.stderr.splitlines()
+    assert one.startswith(f"error: {source}/imagenet22k-train-0000.tar: a web page or an error")
+    assert other.startswith(f"error: {source}/imagenet22k-train-0001.tar: empty file; fetch it")
+    assert not done.stdout
+    assert sorted(path.name for path in source.parent.iterdir()) == ["src"]
 
 
 def test_a_destination_that_cannot_be_written(source, monkeypatch):
