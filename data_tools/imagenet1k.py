@@ -217,8 +217,12 @@ def _devkit_files(archive: Path) -> dict[str, bytes]:
 
 
 def _kaggle_truth(file: Path) -> dict[str, str]:
+    try:
+        rows = list(csv.reader(read_lines(file)))
+    except csv.Error as error:
+        raise DataError(f"{file}: no table of comma-separated values: {error}") from None
     truth: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(read_lines(file)), start=1):
+    for number, row in enumerate(rows, start=1):
         if number == 1 and row[:1] == ["ImageId"]:
             continue
         wnid = row[1].split(" ")[0] if len(row) == 2 else ""

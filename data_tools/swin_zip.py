@@ -23,6 +23,8 @@ TRAIN_ZIP, TRAIN_MAP = "train.zip", "train_map.txt"
 VAL_ZIP, VAL_MAP = "val.zip", "val_map.txt"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
+# The library reads directories that lie as if they did not.
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, IndexError)
 
 
 def list_swin_zips(root: Path) -> tuple[Listing, Listing]:
@@ -93,7 +95,7 @@ def _list_zip(archive: Path, wnids: Mapping[str, str], table: Path) -> Listing:
                 deflated = 0 if info.compress_type == zipfile.ZIP_STORED else info.compress_size
                 member = Member(name, offset, info.file_size, 0)
                 take(collector, member, wnids[name], archive, offset, deflated)
-    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+    except _DAMAGED as error:
         raise DataError(f"{archive}: damaged or cut short: {error}; fetch it again") from None
     except OSError as error:
         raise DataError(f"{archive}: cannot be read: {error.strerror or error}") from None
