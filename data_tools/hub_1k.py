@@ -19,19 +19,20 @@ from numpy.typing import NDArray
 
 from data_tools.archives import check_is_tar
 from data_tools.class_orders import class_order, imageless
+from data_tools.names import joined, shared
 from data_tools.progress import progress_bar
 from data_tools.raw import MAX_IMAGE_BYTES
 from data_tools.sources import Images, Places, Skipped, Source
 from data_tools.tars import FileExtent, walk
 from pretrain.errors import DataError
 
-_END = r"_(n\d{8})\.(?:JPEG|jpeg|jpg|JPG)"
+_END = r"_(n[0-9]{8})\.(?:JPEG|jpeg|jpg|JPG)"
 _NAMES = {
-    "train": re.compile(r"((n\d{8})_\d+)" + _END),
-    "validation": re.compile(r"(ILSVRC2012_val_\d{8}())" + _END),
+    "train": re.compile(r"((n[0-9]{8})_[0-9]+)" + _END),
+    "validation": re.compile(r"(ILSVRC2012_val_[0-9]{8}())" + _END),
 }
 _PARTS = {
-    "train": re.compile(r"train(?:_images(?:_\d+)?)?(?:\.tar(?:\.gz)?)?"),
+    "train": re.compile(r"train(?:_images(?:_[0-9]+)?)?(?:\.tar(?:\.gz)?)?"),
     "validation": re.compile(r"val(?:idation)?(?:_images)?(?:\.tar(?:\.gz)?)?"),
 }
 _LOOKED_AT = 20
@@ -226,15 +227,22 @@ def _images(
     skipped: list[Skipped],
 ) -> Images:
     """In their one order: by label, then by name; of equal names the last is taken."""
-    label_of = {wnid: label for label, wnid in enumerate(classes)}
     latest = {entry.name: entry for entry in entries}
     if len(latest) < len(entries):
         again = {entry.name for entry in entries if latest[entry.name] is not entry}
         skipped += [Skipped(name.decode(), "another of its name comes later") for name in again]
-    ordered = sorted(latest.values(), key=lambda entry: (label_of[entry.wnid], entry.name))
-    numbers = np.array([(e.file, e.offset, e.size, label_of[e.wnid]) for e in ordered], np.int64).T
+    by_class: dict[str, list[_Entry]] = {wnid: [] for wnid in classes}
+    for entry in latest.values():
+        by_class[entry.wnid].append(entry)
+    ordered = [sorted(found, key=lambda entry: entry.name) for found in by_class.values()]
+    heads, cores, ends = joined([shared([entry.name for entry in found]) for found in ordered])
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in ordered])
+    flat = [entry for found in ordered for entry in found]
     places = Places(
-        files, numbers[0].astype(np.int32), numbers[1].copy(), np.zeros(len(ordered), np.int64)
+        files,
+        np.array([entry.file for entry in flat], np.uint32),
+        np.array([entry.offset for entry in flat], np.int64),
+        None,
     )
-    names = np.array([entry.name for entry in ordered])
-    return Images(root, names, numbers[3].astype(np.int32), numbers[2].copy(), places)
+    sizes = np.array([entry.size for entry in flat], np.uint32)
+    return Images(root, heads, cores, ends, labels, sizes, places)

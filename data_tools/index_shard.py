@@ -8,7 +8,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.tar_walk import Member, TarError, walk
+from data_tools.tar_headers import Member, TarError
+from data_tools.tar_walk import walk
 from data_tools.verify import is_image, split_name
 
 _MOST_IMAGE_BYTES = 256 * 2**20

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 def _directory(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR
     from data_tools.hub_1k import find_hub
-    from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_TAR
+    from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_21K, TRAIN_TAR
     from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP
 
     if (path / MANIFEST_FILE).is_file():
@@ -93,7 +93,7 @@ def _directory(path: Path) -> Finding:
         return Finding("ImageNet-1K in the zips of the official Swin code", "imagenet1k", path)
     if find_hub(path) is not None:
         return Finding("ImageNet-1K with the names of the Hugging Face hub", "imagenet1k", path)
-    if (path / "imagenet21k_train").is_dir():
+    if (path / TRAIN_21K).is_dir():
         return Finding("ImageNet-21K-P", "imagenet21kp", path)
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if "train" in names:
@@ -138,7 +138,7 @@ def _split_folders(path: Path) -> Finding:
 
 def _file(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR, check_is_tar, is_gzip
-    from data_tools.imagenet1k import DEVKIT, TRAIN_TAR, VAL_TAR
+    from data_tools.imagenet1k import DEVKIT, SMALL_21K, TRAIN_21K, TRAIN_TAR, VAL_21K, VAL_TAR
     from data_tools.verify import is_image, split_name
 
     if path.name in (TRAIN_TAR, VAL_TAR, f"{DEVKIT}.tar.gz"):
@@ -153,7 +153,10 @@ def _file(path: Path) -> Finding:
         folder, _, base = name.rpartition("/")
         if SYNSET_TAR.fullmatch(base):
             return Finding(f"{form} of tars of WordNet synsets", "imagenet22k", path)
-        if SYNSET.fullmatch(folder.rpartition("/")[2]):
+        above, _, last = folder.rpartition("/")
+        if SYNSET.fullmatch(last) and above.rpartition("/")[2] in (TRAIN_21K, VAL_21K, SMALL_21K):
+            return Finding(f"{form} of ImageNet-21K-P", "imagenet21kp", path)
+        if SYNSET.fullmatch(last):
             return Finding(f"{form} of folders of WordNet synsets", "imagenet22k", path)
     if SYNSET_TAR.fullmatch(path.name):
         parent = path.absolute().parent

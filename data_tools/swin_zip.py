@@ -14,9 +14,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_tools.archives import SYNSET, Collector, Listing, take
+from data_tools.archives import SYNSET, Collector, Home, Listing, take
 from data_tools.sources import read_lines
-from data_tools.tars import Member
 from pretrain.errors import DataError
 
 TRAIN_ZIP, TRAIN_MAP = "train.zip", "train_map.txt"
@@ -93,8 +92,8 @@ def _list_zip(archive: Path, wnids: Mapping[str, str], table: Path) -> Listing:
                 missing.pop(name, None)
                 offset = _data_offset(archive, file.fileno(), info, size)
                 deflated = 0 if info.compress_type == zipfile.ZIP_STORED else info.compress_size
-                member = Member(name, offset, info.file_size, 0)
-                take(collector, member, wnids[name], archive, offset, deflated)
+                home = Home(wnids[name])
+                take(collector, home, name, info.file_size, archive, offset, deflated)
     except _DAMAGED as error:
         raise DataError(f"{archive}: damaged or cut short: {error}; fetch it again") from None
     except OSError as error:

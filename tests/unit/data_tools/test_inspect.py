@@ -10,6 +10,7 @@ from data_tools.build import main as build
 from data_tools.inspect import inspect, main
 from data_tools.raw_forms import FORMS_22K
 from data_tools.raw_forms_1k import FORMS_1K
+from data_tools.raw_forms_21kp import FORMS_21KP
 from data_tools.synthetic import main as synthetic
 from pretrain.errors import DataError
 
@@ -22,6 +23,7 @@ def raw(tmp_path_factory):
 
 
 ALL = [("imagenet22k", form) for form in FORMS_22K]
+ALL += [("imagenet21kp", form) for form in FORMS_21KP]
 ALL += [("imagenet1k", form) for form in FORMS_1K if form != "folders"]
 
 
@@ -66,7 +68,7 @@ def test_folders_are_told_apart(raw, tmp_path):
 
 
 def test_folders_of_other_things_are_no_classes(raw, small_shards, tmp_path):
-    with pytest.raises(DataError, match="nothing known; it holds imagenet1k, imagenet22k;"):
+    with pytest.raises(DataError, match="nothing known; it holds imagenet1k, "):
         inspect(raw)
     (tmp_path / "docs").mkdir()
     (tmp_path / "code").mkdir()
