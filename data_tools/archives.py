@@ -128,9 +128,18 @@ class Home:
     above: str = ""
 
 
-def home_of(folder: str, splits: Sequence[str]) -> Home | None:
-    """The home of what lies in a folder of an archive; None where it was not asked for."""
+def home_of(folder: str, splits: Sequence[str], archive: Path) -> Home | None:
+    """The home of what lies in a folder of an archive; None where it was not asked for.
+
+    Raises:
+        DataError: it is another edition, whose splits would be thrown together.
+    """
     parts = ["", *folder.split("/")]
+    if not splits and parts[-2].startswith("imagenet21k_"):
+        raise DataError(
+            f"{archive}: holds {parts[-2]}/, so it is ImageNet-21K-P; build it with "
+            "`python -m data_tools.build imagenet21kp`"
+        )
     if not splits:
         return Home(parts[-1])
     return Home(parts[-1], parts[-2]) if parts[-2] in splits else None
@@ -189,7 +198,7 @@ def _list_outer(path: Path, size: int, splits: Sequence[str]) -> tuple[Listing, 
         extent = FileExtent(file.fileno(), 0, size)
         for member in walk(extent, str(path)):
             folder, _, name = member.name.rpartition("/")
-            inner, home = SYNSET_TAR.fullmatch(name), home_of(folder, splits)
+            inner, home = SYNSET_TAR.fullmatch(name), home_of(folder, splits, path)
             if inner is not None and not splits:
                 end = member.offset + member.bytes
                 parts.append(_Part(path, inner[1], member.offset, end, must_end=False))

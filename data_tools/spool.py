@@ -177,7 +177,7 @@ def _fill_spool(archive: Path, spool: Path, identity: Identity, splits: Sequence
         outer = StreamExtent(plain)
         for member in walk(outer, str(archive)):
             folder, _, name = member.name.rpartition("/")
-            inner, home = SYNSET_TAR.fullmatch(name), home_of(folder, splits)
+            inner, home = SYNSET_TAR.fullmatch(name), home_of(folder, splits, archive)
             if inner is not None and not splits:
                 part = outer.inner(member.bytes)
                 for image in walk(part, f"{archive}: {name}", must_end=False):

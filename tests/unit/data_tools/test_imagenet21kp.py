@@ -67,7 +67,7 @@ def test_small_classes_are_not_even_spooled(forms, tmp_path):
     archive = forms / "imagenet21k_resized.tar.gz"
     splits = ("imagenet21k_train", "imagenet21k_val")
     list_gzip(archive, tmp_path / "some", splits)
-    list_gzip(archive, tmp_path / "all")
+    list_gzip(archive, tmp_path / "all", (*splits, "imagenet21k_small_classes"))
     some, every = (
         sum(path.stat().st_size for path in (tmp_path / name).glob("images-*"))
         for name in ("some", "all")
@@ -79,7 +79,7 @@ def test_small_classes_are_not_even_spooled(forms, tmp_path):
 def test_a_spool_of_other_folders_is_not_used(forms, built, tmp_path):
     from data_tools.spool import list_gzip
 
-    list_gzip(forms / "imagenet21k_resized.tar.gz", tmp_path / "spool")
+    list_gzip(forms / "imagenet21k_resized.tar.gz", tmp_path / "spool", ("imagenet21k_val",))
     options = ("--spool", str(tmp_path / "spool"))
     assert run(forms / "imagenet21k_resized.tar.gz", tmp_path / "set", *options) == 0
     assert contents(tmp_path / "set") == contents(built)
@@ -110,6 +110,14 @@ def test_other_archives_and_directories_are_refused(tmp_path):
     (tmp_path / "cut.tar").write_bytes((tmp_path / "fall11_whole.tar").read_bytes()[:5000])
     with pytest.raises(DataError, match=r"cut\.tar: cut short"):
         run(tmp_path / "cut.tar", tmp_path / "set")
+
+
+@pytest.mark.parametrize("form", ["imagenet21k_resized.tar", "imagenet21k_resized.tar.gz"])
+def test_it_is_not_taken_for_imagenet22k(forms, tmp_path, form):
+    """Its training and validation images would be thrown together."""
+    with pytest.raises(DataError, match=r"holds imagenet21k_\w+/, so it is ImageNet-21K-P"):
+        main(["imagenet22k", str(forms / form), str(tmp_path / "set"), "--workers", "1"])
+    assert not (tmp_path / "set").exists()
 
 
 def test_validation_classes_without_training_are_refused(tmp_path):
