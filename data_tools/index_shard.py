@@ -74,7 +74,7 @@ def _samples(descriptor: int, problems: list[str]) -> list[tuple[str, dict[str, 
         # The last sample may lack members for the same reason: one fault, one line.
         del samples[-1:]
         told = any(advice in str(error) for advice in (_REFETCH, "gunzip"))
-        problems.append(str(error) if told else f"{error}; {_REFETCH}")
+        problems.append(str(error) if told else f"{error}; {error.remedy}")
     return samples
 
 

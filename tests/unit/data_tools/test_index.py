@@ -156,6 +156,16 @@ def test_an_empty_tar_and_an_empty_file(source):
     assert "train-0000.tar: empty file" in message
 
 
+def test_links_are_refused(source):
+    with tarfile.open(source / "imagenet22k-train-0001.tar", "w") as tar:
+        link = tarfile.TarInfo("n00000001_1.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    message = refusal(source)
+    assert "n00000001_1.jpg' is a symbolic link; only files are expected" in message
+    assert "fetch" not in message
+
+
 @pytest.mark.parametrize("kept", [512 * 9 + 100, 512 * 8])
 def test_a_truncated_tar(source, kept):
     path = source / "imagenet22k-train-0001.tar"
