@@ -114,7 +114,11 @@ def main(arguments: list[str]) -> int:
     _add_class_order(large)
     _add_spool(large)
     for name, about in (
-        ("imagenet1k", "ILSVRC2012: tars with the development kit, Kaggle's layout, or folders"),
+        (
+            "imagenet1k",
+            "ILSVRC2012: tars with the development kit, Kaggle's layout, the zips of the official "
+            "Swin code, the Hugging Face hub's archives, or folders",
+        ),
         ("imagenet21kp", "imagenet21k_resized.tar.gz, or imagenet21k_train/ and imagenet21k_val/"),
     ):
         one = kinds.add_parser(name, help=about)
@@ -131,10 +135,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     check_options(options.name, options.shard_mib, options.seed, options.workers, options.max_side)
     check_destination(options.destination)
-    if options.destination.resolve().is_relative_to(options.source.resolve()):
-        raise DataError(
-            f"{options.destination}: lies inside the source {options.source}; choose another place"
-        )
+    check_outside(options.source, options.destination)
     spool = _spool(options)
     lines = build(
         _source(options, spool),
@@ -239,6 +240,12 @@ def _source(options: argparse.Namespace, spool: Path) -> "Source":
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def check_outside(source: Path, destination: Path) -> None:
+    """Refuse a destination inside the source: `DataError`."""
+    if destination.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{destination}: lies inside the source {source}; choose another place")
 
 
 def check_options(

@@ -1,7 +1,7 @@
 """Orders of the ImageNet classes, by name: which label means which WordNet id.
 
-No list is kept here. Each order is derived from the synsets that the images themselves name and
-from what is known about how it differs from them:
+No list is kept here. Each order is derived from the synsets that the images themselves name, whose
+digest must be that of the published list, and from how it differs from them:
 
 - ``sorted``: whatever synsets there are, sorted; what an image-folder reader gives.
 - ``fall11``: the same for the 21,841 synsets of the fall 2011 release.
@@ -12,10 +12,16 @@ from what is known about how it differs from them:
 
 from collections.abc import Iterable, Sequence
 
+from pretrain.data.manifest import class_order_sha256
 from pretrain.errors import DataError
 
 CLASS_ORDERS = ("sorted", "fall11", "google21843", "swin_official", "in1k")
 _SYNSETS = {"fall11": 21_841, "google21843": 21_841, "swin_official": 21_841, "in1k": 1_000}
+_SHA256 = {
+    21_841: "6320b72b72e43c09a768f0253d28c3b55707760bbf3b9d308887800b0d86658d",
+    1_000: "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
+}
+"""Of the sorted synsets of fall 2011 and of ILSVRC2012, by their number."""
 _IMAGELESS = {9_205: "n03931044", 15_027: "n09859684"}
 """Position in Google's order → synset without images."""
 _MOVED = {9_205: "n15102455", 15_027: "n15102894"}
@@ -39,6 +45,12 @@ def class_order(name: str, synsets: Iterable[str]) -> tuple[str, ...]:
             f"--class-order {name}: expected {expected:,} synsets, the source has {len(found):,}; "
             "--class-order sorted takes any"
         )
+    if expected is not None and class_order_sha256(found) != _SHA256[expected]:
+        release = "ILSVRC2012" if name == "in1k" else "the fall 2011 release"
+        raise DataError(
+            f"--class-order {name}: the source's {len(found):,} synsets are not those of "
+            f"{release}; --class-order sorted takes any"
+        )
     if name in ("google21843", "swin_official"):
         return _google(name, found)
     return tuple(found)
@@ -55,17 +67,10 @@ def positions(of: Sequence[str], among: Sequence[str]) -> list[int | None]:
     return [place.get(wnid) for wnid in of]
 
 
-def _google(name: str, found: list[str]) -> tuple[str, ...]:
-    order = sorted({*found, *_IMAGELESS.values()})
-    wrong = [wnid for place, wnid in _IMAGELESS.items() if order[place] != wnid]
-    moved = list(_MOVED.values())
-    if wrong or len(order) != len(found) + len(_IMAGELESS) or order[-2:] != moved:
-        raise DataError(
-            f"--class-order {name}: the source's {len(found):,} synsets are not those of the fall "
-            "2011 release; --class-order sorted takes any"
-        )
+def _google(name: str, fall11: list[str]) -> tuple[str, ...]:
+    order = sorted({*fall11, *_IMAGELESS.values()})
     if name == "swin_official":
-        order = order[:-2]
+        order = order[: len(fall11)]
         for place, wnid in _MOVED.items():
             order[place] = wnid
     return tuple(order)

@@ -6,6 +6,7 @@ ImageNet-1K (ILSVRC2012) is one directory with
   knows the classes of the validation images (by numbers of its own, that its ``meta.mat`` maps);
 - or the Kaggle layout: ``ILSVRC/Data/CLS-LOC/{train,val}`` and ``LOC_val_solution.csv``;
 - or ``train.zip``, ``val.zip`` and their tables, as the official Swin code takes them;
+- or the Hugging Face hub's archives or names (`data_tools.hub_1k`);
 - or ``train/`` and ``val/`` with a folder for each class.
 
 All give the same source. ImageNet-21K-P is ``imagenet21k_train/`` and ``imagenet21k_val/``, or the
@@ -21,9 +22,10 @@ from pathlib import Path
 
 from data_tools.archives import SYNSET, Collector, Listing, list_folders, list_plain, take_flat
 from data_tools.class_orders import class_order, imageless
+from data_tools.hub_1k import find_hub, hub_1k
 from data_tools.imagenet22k import assemble, list_archive
 from data_tools.mat5 import MAX_BYTES, read_synsets
-from data_tools.sources import Images, Skipped, Source
+from data_tools.sources import Images, Skipped, Source, read_lines
 from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP, list_swin_zips
 from data_tools.tars import FileExtent, StreamExtent, walk
 from pretrain.errors import DataError
@@ -65,13 +67,19 @@ def imagenet1k(path: Path, *, order: str, workers: int) -> Source:
     if (path / TRAIN_ZIP).is_file():
         train, validation = list_swin_zips(path)
         return _source(path, order, {}, (train, path), (validation, path), flat=False)
+    try:
+        of_the_hub = find_hub(path)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+    if of_the_hub is not None:
+        return hub_1k(path, of_the_hub, order=order)
     val = "val" if (path / "val").is_dir() else "validation"
     if (path / "train").is_dir() and (path / val).is_dir():
         return _folders(path, "train", val, order, workers)
     raise DataError(
         f"{path}: no form of ImageNet-1K; expected a directory with {TRAIN_TAR}, {VAL_TAR} and "
         f"{DEVKIT}.tar.gz, or {KAGGLE_DATA} and {KAGGLE_TRUTH}, or {TRAIN_ZIP} and {TRAIN_MAP}, "
-        "or train/ and val/"
+        "or train_images_0.tar to val_images.tar, or train/ and val/"
     )
 
 
@@ -232,8 +240,12 @@ def _devkit_files(archive: Path) -> dict[str, bytes]:
 
 
 def _kaggle_truth(file: Path) -> dict[str, str]:
+    try:
+        rows = list(csv.reader(read_lines(file)))
+    except csv.Error as error:
+        raise DataError(f"{file}: no table of comma-separated values: {error}") from None
     truth: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(_lines(file)), start=1):
+    for number, row in enumerate(rows, start=1):
         if number == 1 and row[:1] == ["ImageId"]:
             continue
         wnid = row[1].split(" ")[0] if len(row) == 2 else ""
@@ -249,12 +261,5 @@ def _kaggle_truth(file: Path) -> dict[str, str]:
 def _kaggle_names(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
-    found = (re.fullmatch(r"(n\d{8}) (.+)", line) for line in _lines(file))
+    found = (re.fullmatch(r"(n\d{8}) (.+)", line) for line in read_lines(file))
     return {match[1]: match[2] for match in found if match is not None}
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None

@@ -7,7 +7,8 @@ imagenet22k-train-0000.tar, …) with members KEY.jpg, KEY.cls (the label) and p
 DESTINATION gets an index of each, the manifest, and links to the tars, which must stay where they
 are. Every header and image is read once; anything wrong is listed, and then nothing is written.
 The class ids come from --classes FILE (one WordNet id a line, in the order of the labels, perhaps
-with <TAB>name), or from the keys where those begin with the id, such as n01440764_10026.
+with a name behind it), or from the samples themselves: from keys that begin with the id, such as
+n01440764_10026, or "wnid" in the json. Where both say something they must agree.
 """
 
 import argparse
@@ -15,44 +16,32 @@ import hashlib
 import multiprocessing
 import os
 import re
-import zlib
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data_tools.build import available_cores, check_options
+from data_tools.build import available_cores, check_options, check_outside
+from data_tools.index_shard import Indexed, index_shard
 from data_tools.progress import progress_bar
+from data_tools.sources import read_lines
 from data_tools.staging import check_destination, staged
-from data_tools.tar_headers import Member, TarError
-from data_tools.tar_walk import walk
-from data_tools.verify import is_image, split_name
-from pretrain.data.manifest import TIMM_INFO_FILE, Manifest, Shard, Split, write_manifest
+from pretrain.data.manifest import (
+    MANIFEST_FILE,
+    TIMM_INFO_FILE,
+    Manifest,
+    Shard,
+    Split,
+    write_manifest,
+)
 from pretrain.data.shards import INDEX_DTYPE
 from pretrain.errors import DataError, run_command
 from pretrain.files import read_json
 
 _SHOWN = 20
-_MOST_IMAGE_BYTES = 256 * 2**20
-_MOST_LABEL_BYTES = 64
 _NUMBERED = re.compile(r"(.*?)(\d+)\.tar")
-_WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-
-Record = tuple[int, int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """One shard after its walk: what the manifest says of it, its records, and what is wrong."""
-
-    bytes: int
-    sha256: str
-    records: list[Record]
-    wordnet_ids: dict[int, dict[str, str]]
-    """Label → WordNet id in the keys → the first such key."""
-    problems: list[str]
 
 
 def index(
@@ -81,7 +70,7 @@ def index(
     _refuse([f"{path}: {what}" for path in paths for what in indexed[path].problems])
     _refuse(_info_problems(source, indexed))
     classes, names = listed or _classes_of_keys(source, indexed)
-    _refuse(_label_problems(indexed, classes))
+    _refuse(_label_problems(source, indexed, classes))
     with staged(destination) as stage:
         made: dict[str, Split] = {}
         for split, found in splits.items():
@@ -102,12 +91,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("source", type=Path, help="directory of tars")
     parser.add_argument("destination", type=Path, help="directory to make; absent or empty")
     parser.add_argument("--name", required=True, help="edition")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="id[<TAB>name] by label")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class ids by label: id[<TAB>name]"
+    )
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="processes (default: all cores)"
     )
     options = parser.parse_args(arguments)
     check_options(options.name, 1, 0, options.workers)
+    check_outside(options.source, options.destination)
     lines = index(
         options.source,
         options.destination,
@@ -131,22 +123,24 @@ def _find(source: Path) -> dict[str, list[Path]]:
     """Split → its shards in order of their numbers."""
     if not source.is_dir():
         raise DataError(f"{source}: expected a directory of .tar files")
-    paths = sorted(source.rglob("*.tar"))
-    if not paths:
-        raise DataError(f"{source}: expected .tar files in it, found none")
-    by_name: dict[str, Path] = {}
+    for found in source.rglob(MANIFEST_FILE):
+        raise DataError(
+            f"{found.parent}: is a shard set already, with a class list of its own: train on it "
+            f"with data.path={found.parent}; to index its tars anew, remove {found} first"
+        )
     series: dict[str, dict[int, Path]] = {}
-    for path in paths:
-        if path.name in by_name:
-            raise DataError(
-                f"{path}: has the same name as {by_name[path.name]}; a shard set is one directory: "
-                "rename one of them"
-            )
-        by_name[path.name] = path
+    for path in _tars(source):
         numbered = _NUMBERED.fullmatch(path.name)
         if numbered is None:
             raise DataError(f"{path}: expected a name that ends in a number, as train-0000.tar")
         series.setdefault(numbered[1], {})[int(numbered[2])] = path
+    sets = {_without_split(prefix): prefix for prefix in sorted(series)}
+    if len(sets) > 1:
+        one, other, *_ = sets.values()
+        raise DataError(
+            f"{source}: {one}*.tar and {other}*.tar are named like two data sets, whose labels may "
+            "mean different classes; index each from a directory of its own, or rename one"
+        )
     splits: dict[str, list[Path]] = {}
     for prefix, numbers in series.items():
         _check_numbers(source, prefix, numbers)
@@ -158,6 +152,25 @@ def _find(source: Path) -> dict[str, list[Path]]:
             )
         splits[split] = [numbers[number] for number in sorted(numbers)]
     return splits
+
+
+def _tars(source: Path) -> Iterator[Path]:
+    by_name: dict[str, Path] = {}
+    for path in sorted(source.rglob("*.tar")):
+        if path.name in by_name:
+            raise DataError(
+                f"{path}: has the same name as {by_name[path.name]}; a shard set is one directory: "
+                "rename one of them"
+            )
+        if not path.is_file():
+            state = "expected a file, it is none" if path.exists() else "a link that leads nowhere"
+            raise DataError(f"{path}: {state}; fetch it again or remove it")
+        by_name[path.name] = path
+    if not by_name:
+        packed = next(source.rglob("*.tar.gz"), next(source.rglob("*.tgz"), None))
+        hint = "" if packed is None else f" but {packed.name}: unpack with gunzip first"
+        raise DataError(f"{source}: expected .tar files in it, found none{hint}")
+    yield from by_name.values()
 
 
 def _check_numbers(source: Path, prefix: str, numbers: dict[int, Path]) -> None:
@@ -173,6 +186,11 @@ def _check_numbers(source: Path, prefix: str, numbers: dict[int, Path]) -> None:
         )
 
 
+def _without_split(prefix: str) -> tuple[str, ...]:
+    """The words that name the data set, in the name of its shards."""
+    return tuple(w for w in re.findall(r"[a-z]+|\d+", prefix.lower()) if w not in _SPLITS)
+
+
 def _split_of(prefix: str, series: int) -> str | None:
     words = [_SPLITS[word] for word in re.split(r"[^a-z]+", prefix.lower()) if word in _SPLITS]
     return words[-1] if words else ("train" if series == 1 else None)
@@ -185,87 +203,24 @@ def _walk_all(paths: list[Path], workers: int) -> dict[Path, Indexed]:
         progress_bar("indexing", len(paths)) as advance,
         ProcessPoolExecutor(min(workers, len(paths)), mp_context=context) as pool,
     ):
-        futures = {pool.submit(_index_shard, path): path for path in paths}
+        futures = {pool.submit(index_shard, path): path for path in paths}
         for future in as_completed(futures):
             indexed[futures[future]] = future.result()
             advance(1)
     return indexed
 
 
-def _index_shard(path: Path) -> Indexed:
-    records: list[Record] = []
-    wordnet_ids: dict[int, dict[str, str]] = {}
-    problems: list[str] = []
-    try:
-        with path.open("rb") as file:
-            samples = _samples(file.fileno(), problems)
-            for key, members in samples:
-                record = _record(file.fileno(), key, members, problems)
-                if record is not None:
-                    records.append(record)
-                    found = _WORDNET_ID.match(key.rpartition("/")[2])
-                    if found:
-                        wordnet_ids.setdefault(record[2], {}).setdefault(found[0], key)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        return Indexed(0, "", [], {}, [f"cannot be read: {error.strerror}"])
-    if not records and not problems:
-        problems.append("an empty tar: no sample in it; fetch it again")
-    return Indexed(size, digest, records, wordnet_ids, problems)
-
-
-def _samples(descriptor: int, problems: list[str]) -> list[tuple[str, dict[str, Member]]]:
-    samples: list[tuple[str, dict[str, Member]]] = []
-    seen: set[str] = set()
-    try:
-        for member in walk(descriptor):
-            key, extension = split_name(member.name)
-            if not samples or samples[-1][0] != key:
-                if key in seen:
-                    problems.append(f"{key}: its members do not follow each other")
-                seen.add(key)
-                samples.append((key, {}))
-            if extension in samples[-1][1]:
-                problems.append(f"{key}: two members {extension!r}")
-            samples[-1][1][extension] = member
-    except TarError as error:
-        problems.append(f"{error}; fetch it again")
-    return samples
-
-
-def _record(
-    descriptor: int, key: str, members: dict[str, Member], problems: list[str]
-) -> Record | None:
-    images = [member for extension, member in members.items() if is_image(extension)]
-    if len(images) != 1:
-        problems.append(f"{key}: expected one image, found {', '.join(sorted(members))}")
-        return None
-    if "cls" not in members:
-        problems.append(f"{key}: .cls is missing, found {', '.join(sorted(members))}")
-        return None
-    text = os.pread(descriptor, _MOST_LABEL_BYTES, members["cls"].offset)[: members["cls"].bytes]
-    if not re.fullmatch(rb"\d{1,9}\s*", text) or members["cls"].bytes > _MOST_LABEL_BYTES:
-        problems.append(f"{key}: .cls: expected a label as decimal number, got {text!r}")
-        return None
-    image = images[0]
-    if not 0 < image.bytes <= _MOST_IMAGE_BYTES:
-        problems.append(f"{key}: image of {image.bytes:,} bytes")
-        return None
-    data = os.pread(descriptor, image.bytes, image.offset)
-    return image.offset, image.bytes, int(text), zlib.crc32(image.header_name), zlib.crc32(data)
-
-
 def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    pairs = [line.partition("\t") for line in lines if line.strip()]
-    ids = tuple(wnid.strip() for wnid, _, _ in pairs)
+    # Ids may hold blanks where they are no WordNet ids; names begin behind a tab then.
+    pairs = [
+        re.match(r"\s*(n\d{8}(?=\s)|[^\t]+)\s*(.*)", line)
+        for line in read_lines(path)
+        if line.strip()
+    ]
+    ids = tuple(pair[1].strip() for pair in pairs if pair is not None)
     if not ids or len(set(ids)) != len(ids):
         raise DataError(f"{path}: expected one class id a line, each once, in order of the labels")
-    return ids, tuple(text.strip() or wnid.strip() for wnid, _, text in pairs)
+    return ids, tuple(pair[2].strip() or pair[1].strip() for pair in pairs if pair is not None)
 
 
 def _classes_of_keys(
@@ -279,7 +234,7 @@ def _classes_of_keys(
     unknown = sorted(set(range(max(labels) + 1)) - set(by_label)) + sorted(labels - set(by_label))
     if unknown:
         raise DataError(
-            f"{source}: no key says which class label {unknown[0]} is ({len(set(unknown))} such "
+            f"{source}: nothing says which class label {unknown[0]} is ({len(set(unknown))} such "
             "labels); give the ordered class ids with --classes FILE"
         )
     for label, found in sorted(by_label.items()):
@@ -293,19 +248,41 @@ def _classes_of_keys(
     return ids, ids
 
 
-def _label_problems(indexed: dict[Path, Indexed], classes: tuple[str, ...]) -> list[str]:
-    problems: list[str] = []
-    for path, shard in indexed.items():
-        outside = sorted({r[2] for r in shard.records if r[2] >= len(classes)})
-        problems += [f"{path}: label {n}, expected 0 to {len(classes) - 1}" for n in outside]
-        for label, found in shard.wordnet_ids.items():
-            for wnid, key in found.items():
-                if label < len(classes) and classes[label] != wnid:
-                    problems.append(
-                        f"{path}: {key}: its key says {wnid}, its label {label} is {classes[label]}"
-                        "; the class list has another order, or the shard is mislabelled"
-                    )
-    return problems
+def _label_problems(
+    source: Path, indexed: dict[Path, Indexed], classes: tuple[str, ...]
+) -> list[str]:
+    """What the class list and the shards do not agree on; a wrong list is one problem."""
+    outside = [
+        (path, record[2])
+        for path, shard in indexed.items()
+        for record in shard.records
+        if record[2] >= len(classes)
+    ]
+    if outside:
+        path, label = outside[0]
+        return [
+            f"{path}: label {label}, expected 0 to {len(classes) - 1}; {len(outside):,} samples in "
+            f"{len({path for path, _ in outside}):,} shards have labels outside the class list: "
+            "give the list they were made with"
+        ]
+    named = [
+        (path, key, wnid, label)
+        for path, shard in indexed.items()
+        for label, found in shard.wordnet_ids.items()
+        for wnid, key in found.items()
+    ]
+    problems = [
+        f"{path}: {key}: it says {wnid}, its label {label} is {classes[label]} in the class list"
+        for path, key, wnid, label in named
+        if classes[label] != wnid
+    ]
+    if len(problems) > max(3, len(named) // 10):
+        return [
+            f"{source}: the class list is not in the order of these labels: {len(problems):,} of "
+            f"{len(named):,} classes looked at disagree, such as {problems[0]}; give the list the "
+            "labels were made with"
+        ]
+    return [f"{problem}; the sample is mislabelled: mend or leave out" for problem in problems]
 
 
 def _info_problems(source: Path, indexed: dict[Path, Indexed]) -> list[str]:

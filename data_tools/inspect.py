@@ -11,13 +11,14 @@ import shlex
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from pretrain.data.manifest import MANIFEST_FILE, read_manifest
 from pretrain.errors import DataError, run_command
 
 _MEMBERS_LOOKED_AT = 20
+_FOLDERS_LOOKED_AT = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ def inspect(path: Path) -> Finding:
     try:
         if not path.exists():
             raise DataError(f"{path}: does not exist")
-        return _directory(path) if path.is_dir() else _file(path)
+        if path.is_dir():
+            return _directory(path)
+        if not path.is_file():
+            raise DataError(f"{path}: neither a file nor a directory")
+        return _file(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: a damaged gzip file: {error}; fetch it again") from None
     except OSError as error:
@@ -71,6 +76,7 @@ def main(arguments: list[str]) -> int:
 
 def _directory(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR
+    from data_tools.hub_1k import find_hub
     from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_21K, TRAIN_TAR
     from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP
 
@@ -85,6 +91,8 @@ def _directory(path: Path) -> Finding:
         return Finding("ImageNet-1K in Kaggle's layout", "imagenet1k", path)
     if (path / TRAIN_ZIP).is_file() and (path / TRAIN_MAP).is_file():
         return Finding("ImageNet-1K in the zips of the official Swin code", "imagenet1k", path)
+    if find_hub(path) is not None:
+        return Finding("ImageNet-1K with the names of the Hugging Face hub", "imagenet1k", path)
     if (path / TRAIN_21K).is_dir():
         return Finding("ImageNet-21K-P", "imagenet21kp", path)
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
@@ -99,9 +107,22 @@ def _directory(path: Path) -> Finding:
         return inspect(path / (archives or names)[0])
     if archives:
         return _file(path / archives[0])
-    if any((path / name).is_dir() for name in names):
+    sets = [name for name in names if (path / name / MANIFEST_FILE).is_file()]
+    if sets:
+        which = ", ".join(sets)
+        return Finding(f"a directory of shard sets: {which}; inspect one of them", None, path)
+    folders = [path / name for name in names if (path / name).is_dir()]
+    if any(_holds_images(folder) for folder in folders[:_FOLDERS_LOOKED_AT]):
         return Finding("folders, taken for classes of images", "imagefolder", path)
     raise _unknown(path, names)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether one of the first files in a folder, or in folders in it, is named as an image."""
+    from data_tools.verify import is_image, split_name
+
+    below = (islice(folder.glob(pattern), _MEMBERS_LOOKED_AT) for pattern in ("*", "*/*"))
+    return any(is_image(split_name(path.name)[1]) for path in chain.from_iterable(below))
 
 
 def _split_folders(path: Path) -> Finding:
@@ -118,6 +139,7 @@ def _split_folders(path: Path) -> Finding:
 def _file(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR, check_is_tar, is_gzip
     from data_tools.imagenet1k import DEVKIT, SMALL_21K, TRAIN_21K, TRAIN_TAR, VAL_21K, VAL_TAR
+    from data_tools.verify import is_image, split_name
 
     if path.name in (TRAIN_TAR, VAL_TAR, f"{DEVKIT}.tar.gz"):
         return Finding("one of the files of ImageNet-1K", "imagenet1k", path.absolute().parent)
@@ -141,6 +163,11 @@ def _file(path: Path) -> Finding:
         return Finding("the tars of WordNet synsets", "imagenet22k", parent)
     if any(name.endswith(".cls") for name in names):
         return Finding("WebDataset shards without a manifest", "index", path.absolute().parent)
+    if names and all(name.count("/") > 0 and is_image(split_name(name)[1]) for name in names):
+        raise DataError(
+            f"{path}: {form} of image folders ({names[0][:60]}, …); unpack it, then inspect the "
+            "directory: images that are no WordNet synsets are packed from there"
+        )
     raise _unknown(path, names)
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,15 @@ class Skipped:
     reason: str
 
 
+class Files(Protocol):
+    """Paths by their position."""
+
+    def __getitem__(self, position: int, /) -> Path: ...
+
+
 @dataclass(frozen=True)
 class Places:
-    """Where images lie inside archives.
+    """Where images lie inside archives, or in files under other names than theirs.
 
     Attributes:
         files: the archives.
@@ -40,7 +47,7 @@ class Places:
             none is.
     """
 
-    files: tuple[Path, ...]
+    files: Files
     file: NDArray[np.unsignedinteger]
     offset: NDArray[np.int64]
     deflated: NDArray[np.uint32] | None
@@ -162,6 +169,11 @@ def imagefolder(
             )
         splits = _carve(splits["train"], classes, eval_per_class, seed)
     names = _class_names(root, class_names_file)
+    if names and not names.keys() & set(classes):
+        raise DataError(
+            f"{class_names_file or root / CLASS_NAMES_FILE}: names none of the {len(classes)} "
+            f"classes; expected lines such as {classes[0]}<TAB>name"
+        )
     return Source(root, classes, tuple(names.get(item, item) for item in classes), splits)
 
 
@@ -272,12 +284,8 @@ def _class_names(root: Path, file: Path | None) -> dict[str, str]:
         file = root / CLASS_NAMES_FILE
         if not file.is_file():
             return {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
     names: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
         identifier, tab, name = line.partition("\t")
@@ -285,3 +293,17 @@ def _class_names(root: Path, file: Path | None) -> dict[str, str]:
             raise DataError(f"{file}:{number}: expected id<TAB>name, got {line[:80]!r}")
         names[identifier.strip()] = name.strip()
     return names
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: expected text in UTF-8, found other bytes") from None

@@ -1,11 +1,13 @@
 """Lists ImageNet-1K as the official Swin code takes it: two zips and the tables of their labels.
 
 ``train.zip`` and ``val.zip`` lie beside ``train_map.txt`` and ``val_map.txt``, whose lines are a
-name in the zip, a tab, and a label: the position of its class among the sorted WordNet ids.
+name in the zip, a tab, and a label: the position of its class among the sorted WordNet ids. Names
+that lie in a folder of their class must agree with it.
 Members are read in place, by offset; nothing is extracted.
 """
 
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -13,12 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_tools.archives import SYNSET, Collector, Home, Listing, take
+from data_tools.sources import read_lines
 from pretrain.errors import DataError
 
 TRAIN_ZIP, TRAIN_MAP = "train.zip", "train_map.txt"
 VAL_ZIP, VAL_MAP = "val.zip", "val_map.txt"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
+# The library reads directories that lie as if they did not.
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, IndexError)
 
 
 def list_swin_zips(root: Path) -> tuple[Listing, Listing]:
@@ -49,18 +54,20 @@ def list_swin_zips(root: Path) -> tuple[Listing, Listing]:
                 f"{root / VAL_MAP}: {name[:80]} has label {label}, expected 0 to {len(classes) - 1}"
             )
         truth[name] = classes[label]
+        told = name.rpartition("/")[0].rpartition("/")[2]
+        if SYNSET.fullmatch(told) and told != classes[label]:
+            raise DataError(
+                f"{root / VAL_MAP}: {name[:80]} has label {label}, but number {label} of the "
+                f"sorted ids of {TRAIN_MAP} is {classes[label]}; use the tables of one set"
+            )
     return train, _list_zip(root / VAL_ZIP, truth, root / VAL_MAP)
 
 
 def _read_map(file: Path) -> dict[str, int]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
     labels: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         name, _, label = line.partition("\t")
-        if not name or not label.strip().isdecimal():
+        if not name or not re.fullmatch("[0-9]{1,9}", label.strip()):
             raise DataError(f"{file}:{number}: expected NAME<TAB>LABEL, got {line[:80]!r}")
         labels[name] = int(label)
     if not labels:
@@ -87,7 +94,7 @@ def _list_zip(archive: Path, wnids: Mapping[str, str], table: Path) -> Listing:
                 deflated = 0 if info.compress_type == zipfile.ZIP_STORED else info.compress_size
                 home = Home(wnids[name])
                 take(collector, home, name, info.file_size, archive, offset, deflated)
-    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+    except _DAMAGED as error:
         raise DataError(f"{archive}: damaged or cut short: {error}; fetch it again") from None
     except OSError as error:
         raise DataError(f"{archive}: cannot be read: {error.strerror or error}") from None

@@ -6,6 +6,7 @@ Each shard and index is hashed and compared with the manifest, the manifest with
 Each tar is walked header by header and must hold exactly the samples of its index: name, place,
 size, label and checksum. --decode also decodes every image. Damage is listed by shard and sample;
 the exit code is 0 when everything is whole, 1 on any damage, 2 when there is nothing to check.
+Shards that lie there without being in the manifest are never read; they are mentioned.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import multiprocessing
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -40,9 +42,8 @@ from pretrain.data.shards import INDEX_DTYPE
 from pretrain.errors import DataError, run_command
 from pretrain.files import replace_text
 
-_CHUNK_BYTES = 2**20
 _LABEL_EXTENSION, _METADATA_EXTENSION = "cls", "json"
-_SHOWN = 40
+_SHOWN, _SHOWN_PER_FILE = 40, 5
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,15 @@ class Verified:
         shards: number checked.
         samples: number the manifest promises.
         damage: everything found, by shard.
+        strangers: tars beside the shards that the manifest does not name; they harm nobody here,
+            but other readers take whatever ends in .tar.
     """
 
     root: Path
     shards: int
     samples: int
     damage: tuple[Damage, ...]
+    strangers: tuple[str, ...] = ()
 
 
 def verify(directory: Path, *, decode: bool, workers: int) -> Verified:
@@ -90,7 +94,8 @@ def verify(directory: Path, *, decode: bool, workers: int) -> Verified:
         manifest = read_manifest(directory)
     except DataError as error:
         # What the labels mean and which bytes are right is unknown then: nothing else to check.
-        return Verified(directory, 0, 0, (Damage(MANIFEST_FILE, str(error)),))
+        what = str(error).removeprefix(f"{directory.absolute() / MANIFEST_FILE}: ")
+        return Verified(directory, 0, 0, (Damage(MANIFEST_FILE, what),))
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     damage = _check_timm_info(manifest)
     samples = sum(shard.samples for shard in shards)
@@ -112,7 +117,9 @@ def verify(directory: Path, *, decode: bool, workers: int) -> Verified:
             pool.shutdown(cancel_futures=True)
             raise
     damage += [item for number in sorted(found) for item in found[number]]
-    return Verified(manifest.root, len(shards), samples, tuple(damage))
+    named = {shard.file for shard in shards}
+    strangers = sorted(path.name for path in manifest.root.glob("*.tar") if path.name not in named)
+    return Verified(manifest.root, len(shards), samples, tuple(damage), tuple(strangers))
 
 
 def main(arguments: list[str]) -> int:
@@ -143,18 +150,24 @@ def main(arguments: list[str]) -> int:
 
 
 def _summary(result: Verified, decoded: bool) -> list[str]:
+    lines = [f"not in the manifest, never read: {name}" for name in result.strangers[:_SHOWN]]
     if not result.damage:
         return [
+            *lines,
             f"{result.root}: whole: {result.shards} shards, {result.samples:,} samples hashed and "
-            f"walked{' and decoded' if decoded else ''}"
+            f"walked{' and decoded' if decoded else ''}",
         ]
-    files = {item.file for item in result.damage}
-    lines = [f"damaged: {item}" for item in result.damage[:_SHOWN]]
-    if len(result.damage) > _SHOWN:
-        lines.append(f"… and {len(result.damage) - _SHOWN} more (--report FILE lists all)")
+    shown: Counter[str] = Counter()
+    for item in result.damage:
+        shown[item.file] += 1
+        if shown[item.file] <= _SHOWN_PER_FILE and len(lines) < _SHOWN:
+            lines.append(f"damaged: {item}")
+    more = len(result.damage) - sum(line.startswith("damaged: ") for line in lines)
+    if more:
+        lines.append(f"… and {more:,} more (--report FILE lists all)")
     lines.append(
-        f"{result.root}: DAMAGED: {len(result.damage)} faults in {len(files)} files; copy those "
-        "files again from where they are whole, or build the set again"
+        f"{result.root}: DAMAGED: {len(result.damage):,} faults in {len(shown):,} files; copy "
+        "those files again from where they are whole, or build the set again"
     )
     return lines
 
@@ -171,44 +184,40 @@ def _check_timm_info(manifest: Manifest) -> list[Damage]:
 
 def _check_shard(root: Path, shard: Shard, num_classes: int, decode: bool) -> list[Damage]:
     """Everything wrong with one shard and its index."""
-    damage: list[Damage] = []
     index_name = index_path(root, shard).name
-    for name, expected_bytes, expected_sha256 in (
-        (shard.file, shard.bytes, shard.sha256),
-        (index_name, shard.samples * INDEX_RECORD_BYTES, shard.index_sha256),
-    ):
-        try:
-            size, digest = _digest(root / name)
-        except OSError as error:
-            damage.append(Damage(name, f"cannot be read: {error.strerror}"))
-            continue
+    index_fault = _file_fault(
+        root / index_name, shard.samples * INDEX_RECORD_BYTES, shard.index_sha256
+    )
+    shard_fault = _file_fault(root / shard.file, shard.bytes, shard.sha256)
+    damage = [] if index_fault is None else [Damage(index_name, index_fault)]
+    if index_fault is not None or not (root / shard.file).is_file():
+        return damage if shard_fault is None else [Damage(shard.file, shard_fault), *damage]
+    records = np.fromfile(root / index_name, INDEX_DTYPE)
+    try:
+        with (root / shard.file).open("rb", buffering=0) as file:
+            check = _Samples(file.fileno(), records, num_classes, decode)
+            faults = list(check.faults())
+    except OSError as error:
+        check, faults = None, [f"cannot be read: {error.strerror}"]
+    # What is wrong with the file as a whole is one fault, in one line.
+    whole = [shard_fault, None if check is None else check.whole]
+    said = "; ".join(what for what in whole if what is not None)
+    return [Damage(shard.file, what) for what in ([said] if said else []) + faults]
+
+
+def _file_fault(path: Path, expected_bytes: int, expected_sha256: str) -> str | None:
+    """What is wrong with a file against its size and digest."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            return "it is no file"  # reading a pipe or a device might never end
         if size != expected_bytes:
-            damage.append(Damage(name, f"{size:,} bytes, the manifest says {expected_bytes:,}"))
-        elif digest != expected_sha256:
-            damage.append(Damage(name, "its sha256 is not the manifest's"))
-    if not any(item.file == index_name for item in damage):
-        records = np.fromfile(root / index_name, INDEX_DTYPE)
-        try:
-            descriptor = os.open(root / shard.file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return damage  # said above
-        try:
-            check = _Samples(descriptor, records, num_classes, decode)
-            damage += [Damage(shard.file, what) for what in check.faults()]
-        except OSError as error:
-            damage.append(Damage(shard.file, f"cannot be read: {error.strerror}"))
-        finally:
-            os.close(descriptor)
-    return damage
-
-
-def _digest(path: Path) -> tuple[int, str]:
-    size, digest = 0, hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+            return f"{size:,} bytes, the manifest says {expected_bytes:,}"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if digest == expected_sha256 else "its sha256 is not the manifest's"
 
 
 class _Samples:
@@ -219,8 +228,10 @@ class _Samples:
         self._records = records
         self._num_classes = num_classes
         self._decode = decode
+        self.whole: str | None = None
 
     def faults(self) -> Iterator[str]:
+        """What is wrong with samples; what is wrong with the tar itself is then in ``whole``."""
         position = 0
         sample: dict[str, Member] = {}
         current: str | None = None
@@ -235,13 +246,13 @@ class _Samples:
                     yield f"{key}: two members {extension!r}"
                 sample[extension] = member
         except TarError as error:
-            yield str(error)
+            self.whole = str(error)
             return
         if sample:
             yield from self._compare(position, str(current), sample)
             position += 1
         if position < len(self._records):
-            yield f"{position} samples, its index has {len(self._records)}"
+            self.whole = f"{position} samples, its index has {len(self._records)}"
 
     def _compare(self, position: int, key: str, sample: dict[str, Member]) -> Iterator[str]:
         if position >= len(self._records):

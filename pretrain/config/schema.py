@@ -301,7 +301,8 @@ class RunConfig(Section):
     """Fixes initialisation, sample order, augmentation and drop path."""
     init_from: str | None = None
     """Start from these weights: the name of a run in ``runs_dir``, or a path to a run, checkpoint
-    or export; null starts from scratch."""
+    or export; null starts from scratch. A bare .safetensors file names no classes: its head is
+    left out."""
     data: DataConfig
     model: ModelConfig
     augment: AugmentConfig = AugmentConfig()

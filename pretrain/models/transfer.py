@@ -32,6 +32,7 @@ class TransferReport:
         resized: position bias tables interpolated to another window.
         dropped: derived buffers of the source that were left out.
         head: "copied" (as it was), "mapped" (rows by class id) or "fresh" (zeros).
+        nameless: whether the source has a head but does not say its classes.
         mapped_classes: classes whose row came from the source by id.
         fresh_classes: class ids that start from zeros.
         unused_classes: classes of the source whose row was left out.
@@ -41,6 +42,7 @@ class TransferReport:
     resized: tuple[str, ...]
     dropped: tuple[str, ...]
     head: str
+    nameless: bool
     mapped_classes: int
     fresh_classes: tuple[str, ...]
     unused_classes: int
@@ -59,6 +61,8 @@ class TransferReport:
                 f": {self.mapped_classes} classes by id, {len(self.fresh_classes)} from zeros"
                 f"{fresh}; {self.unused_classes} of the source unused"
             )
+        if self.nameless:
+            head += ", from zeros: the source does not say which class each of its rows is"
         return [*said, head]
 
 
@@ -70,9 +74,9 @@ def transfer(
 ) -> TransferReport:
     """Copy ``weights`` into ``model``, in place, fitting windows and classes.
 
-    Nothing is copied unless everything fits. Where the source names no classes, a head of the same
-    size is copied as it is, any other becomes zeros. Any rank, alone: nothing is communicated; the
-    model must not yet be in an engine that splits its parameters.
+    Nothing is copied unless everything fits. Where the source names no classes, the head becomes
+    zeros even if its size fits: the order of its rows cannot be known. Any rank, alone: nothing is
+    communicated; the model must not yet be in an engine that splits its parameters.
 
     Args:
         weights: the source's state dict, official names, any floating type, on any device.
@@ -97,7 +101,7 @@ def transfer(
         name for name in source if name.endswith(TABLE) and source[name].shape != target[name].shape
     ]
     copied = [name for name in target if name not in {*resized, *HEAD}]
-    head, rows = _plan_head(source, source_classes, target, target_classes)
+    head, rows = _plan_head(source, source_classes, target_classes)
     with torch.no_grad():
         for name in copied:
             target[name].copy_(source[name])
@@ -112,6 +116,7 @@ def transfer(
         resized=tuple(resized),
         dropped=tuple(dropped),
         head=head,
+        nameless=has_head and source_classes is None,
         mapped_classes=mapped,
         fresh_classes=tuple(fresh),
         unused_classes=len(source_classes) - mapped if source_classes and head == "mapped" else 0,
@@ -139,16 +144,11 @@ def _table_side(table: Tensor) -> int:
 def _plan_head(
     source: Mapping[str, Tensor],
     source_classes: Sequence[str] | None,
-    target: Mapping[str, Tensor],
     target_classes: Sequence[str],
 ) -> tuple[str, list[int | None]]:
     """The head's fate and, for each of the model's classes, the source's row (None for zeros)."""
-    if "head.weight" not in source:
+    if "head.weight" not in source or source_classes is None:
         return "fresh", [None] * len(target_classes)
-    if source_classes is None:
-        if source["head.weight"].shape != target["head.weight"].shape:
-            return "fresh", [None] * len(target_classes)
-        return "copied", list(range(len(target_classes)))
     if list(source_classes) == list(target_classes):
         return "copied", list(range(len(target_classes)))
     row_of = {label: row for row, label in enumerate(source_classes)}

@@ -1,6 +1,7 @@
 """What `pretrain.train` does with parts that need no training; the rest is in tests/e2e."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -10,7 +11,8 @@ import torch
 
 from pretrain import dist, train
 from pretrain.data.batch import BadSample
-from pretrain.errors import DataError
+from pretrain.data.manifest import read_manifest
+from pretrain.errors import CheckpointError, DataError
 from pretrain.world import World
 
 
@@ -43,6 +45,19 @@ def test_a_checkpoint_leaves_no_bad_sample_unreported(parts, monkeypatch):
         "bad_sample", step=5, shard="a-train-000003.tar", key="000003_000007", reason="damaged"
     )
     assert parts.bad_samples == []
+
+
+def test_a_run_does_not_go_on_with_another_class_order(monkeypatch, small_shards):
+    """The same shards under another list: every label would mean another class."""
+    manifest = read_manifest(small_shards.path)
+    reordered = replace(manifest, classes=manifest.classes[::-1])
+    reader = MagicMock(state={"data": manifest.fingerprint("train")}, directory="step_00000005")
+    monkeypatch.setattr(train, "newest_valid_for_all", lambda *_, **__: (reader, []))
+    job = MagicMock(manifest=manifest, data_fingerprint=manifest.fingerprint("train"))
+    assert train.find_checkpoint(job) == (reader, [])
+    job = MagicMock(manifest=reordered, data_fingerprint=reordered.fingerprint("train"))
+    with pytest.raises(CheckpointError, match="step_00000005: was trained on other shards than"):
+        train.find_checkpoint(job)
 
 
 @pytest.mark.parametrize("fails", [True, False])

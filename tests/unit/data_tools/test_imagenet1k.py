@@ -5,10 +5,12 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_tools.build import main
 from data_tools.raw_forms_1k import FORMS_1K, ilsvrc
+from data_tools.swin_zip import list_swin_zips
 from pretrain.data.manifest import read_manifest
 from pretrain.data.shards import ShardReader
 from pretrain.errors import DataError
@@ -133,6 +135,15 @@ def test_malformed_tables_are_located(copied, tmp_path):
         run(root, tmp_path / "set")
 
 
+def test_a_table_with_a_field_of_any_length(copied, tmp_path):
+    root = copied("kaggle")
+    (root / "LOC_val_solution.csv").write_text('a,"' + "x" * 200_000)
+    with pytest.raises(
+        DataError, match=r"solution\.csv: no table of comma-separated values: field"
+    ):
+        run(root, tmp_path / "set")
+
+
 def test_images_that_no_table_knows_are_left_out(built, copied, tmp_path):
     root = copied("kaggle")
     (root / "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000099.JPEG").write_bytes(b"x")
@@ -151,8 +162,11 @@ def test_images_that_no_table_knows_are_left_out(built, copied, tmp_path):
         ("val_map.txt", "\t2\n", " 2\n", r"val_map\.txt:\d: expected NAME<TAB>LABEL"),
         ("val_map.txt", "val_00000003", "val_00000009", "1 of 6 images of val_map.txt are missing"),
         ("train_map.txt", "/", "_", "lies in no folder"),
+        ("train_map.txt", "\t0\n", "\t" + "1" * 5000 + "\n", "expected NAME<TAB>LABEL"),
+        ("val_map.txt", "ILSVRC2012_val_00000001", "val/n00000000/ILSVRC2012_val_00000001",
+         r"has label 0, but number 0 of the sorted ids of train_map\.txt is n\d{8}"),
     ],
-)
+)  # fmt: skip
 def test_tables_of_zips_must_agree(copied, tmp_path, file, old, new, message):
     root = copied("swin_zips")
     text = (root / file).read_text()
@@ -178,6 +192,26 @@ def test_damaged_and_hostile_zips_are_refused(copied, tmp_path):
         archive.writestr(name, b"x" * 100)
     with pytest.raises(DataError, match="compressed in a way not known"):
         run(root, tmp_path / "set")
+
+
+def test_zips_with_a_mangled_directory_are_listed_or_refused(copied):
+    """Whatever it says, it ends with a listing or in one line."""
+    root = copied("swin_zips")
+    whole = (root / "train.zip").read_bytes()
+    start = int.from_bytes(whole[-6:-2], "little")
+    random = np.random.default_rng(0)
+    refused: set[str] = set()
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in random.integers(start, len(whole), random.integers(1, 4)):
+            damaged[place] = random.choice([0, 255, int(random.integers(256))])
+        (root / "train.zip").write_bytes(damaged)
+        try:
+            list_swin_zips(root)
+        except DataError as error:
+            refused.add(str(error))
+    assert len(refused) > 20
+    assert all(str(root) in message and "\n" not in message for message in refused)
 
 
 def test_damage_inside_a_zip_is_reported_by_image(copied, tmp_path):

@@ -1,6 +1,9 @@
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -127,12 +130,22 @@ def test_html_saved_as_tar(source):
     (source / "imagenet22k-train-0001.tar").write_text("<!DOCTYPE html><title>Sign in</title>")
     message = refusal(source)
     assert "imagenet22k-train-0001.tar: a web page or an error message saved as .tar" in message
+    assert message.count("fetch it again") == 1
 
 
 def test_gzip_named_tar(source):
     path = source / "imagenet22k-train-0001.tar"
     path.write_bytes(gzip.compress(path.read_bytes()))
-    assert "train-0001.tar: gzip-compressed, expected a plain tar" in refusal(source)
+    message = refusal(source)
+    assert "train-0001.tar: gzip-compressed, expected a plain tar: unpack it with gunzip" in message
+    assert "fetch" not in message
+
+
+def test_nothing_but_gzips(source):
+    for path in source.iterdir():
+        path.rename(path.with_suffix(".tar.gz"))
+    message = refusal(source)
+    assert "tar.gz: unpack with gunzip first" in message
 
 
 def test_an_empty_tar_and_an_empty_file(source):
@@ -143,11 +156,23 @@ def test_an_empty_tar_and_an_empty_file(source):
     assert "train-0000.tar: empty file" in message
 
 
+def test_links_are_refused(source):
+    with tarfile.open(source / "imagenet22k-train-0001.tar", "w") as tar:
+        link = tarfile.TarInfo("n00000001_1.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    message = refusal(source)
+    assert "n00000001_1.jpg' is a symbolic link; only files are expected" in message
+    assert "fetch" not in message
+
+
 @pytest.mark.parametrize("kept", [512 * 9 + 100, 512 * 8])
 def test_a_truncated_tar(source, kept):
     path = source / "imagenet22k-train-0001.tar"
     path.write_bytes(path.read_bytes()[:kept])
-    assert "train-0001.tar: cut short" in refusal(source)
+    message = refusal(source)
+    assert "train-0001.tar: cut short" in message
+    assert "\n" not in message
 
 
 def test_a_tar_cut_between_two_samples(source):
@@ -181,27 +206,87 @@ def test_labels_that_are_none(source, text):
 
 def test_a_label_outside_the_class_list(source):
     message = refusal(source, *classes_file(source, *WNIDS[:2]))
-    assert "imagenet22k-train-0000.tar: label 2, expected 0 to 1" in message
+    assert "imagenet22k-train-0000.tar: label 2, expected 0 to 1; 6 samples in 3 shards" in message
+    assert "give the list they were made with" in message
+    assert "\n" not in message
 
 
-def test_a_key_that_disagrees_with_its_label_by_the_class_list(source):
-    message = refusal(source, *classes_file(source, WNIDS[1], WNIDS[0], WNIDS[2]))
-    assert "its key says n00000003, its label 0 is n00000001" in message
+def test_a_class_list_in_another_order_is_one_line(source):
+    message = refusal(source, *classes_file(source, WNIDS[1], WNIDS[2], WNIDS[0]))
+    assert "the class list is not in the order of these labels: 9 of 9 classes" in message
+    assert "n00000003_0: it says n00000003, its label 0 is n00000001 in the class list" in message
+    assert "\n" not in message
 
 
 def test_keys_that_disagree_with_each_other(source):
     write_tar(source / "imagenet22k-train-0001.tar", {**members(10), **sample(12, label=1)})
     assert "label 1 disagrees with the WordNet ids" in refusal(source)
-    assert "n00000003_12: its key says n00000003, its label 1 is n00000001" in refusal(
-        source, *classes_file(source, *WNIDS)
-    )
+    message = refusal(source, *classes_file(source, *WNIDS))
+    assert "train-0001.tar: n00000003_12: it says n00000003, its label 1 is n00000001" in message
+    assert "the sample is mislabelled" in message
+    assert "\n" not in message
+
+
+def anonymous(first: int, **metadata: object) -> dict[str, bytes]:
+    """Samples whose keys say nothing."""
+    found: dict[str, bytes] = {}
+    for number in range(first, first + 6):
+        label = number % len(WNIDS)
+        found |= {f"{number:06d}.cls": b"%d" % label, f"{number:06d}.jpg": image_bytes(number)}
+        text = {"wnid": WNIDS[label], **metadata}
+        found[f"{number:06d}.json"] = json.dumps(text).encode()
+    return found
+
+
+def test_metadata_names_classes_where_keys_do_not(source):
+    for number, path in enumerate(sorted(source.iterdir())):
+        write_tar(path, anonymous(10 * number))
+    assert run(source) == 0
+    assert read_manifest(source.parent / "set").classes == WNIDS
+
+
+def test_metadata_that_disagrees(source):
+    for number, path in enumerate(sorted(source.iterdir())):
+        write_tar(path, anonymous(10 * number))
+    message = refusal(source, *classes_file(source, *reversed(WNIDS)))
+    assert "the class list is not in the order of these labels" in message
+    write_tar(source / "imagenet22k-train-0001.tar", {**members(10), **{
+        "n00000003_12.json": b'{"wnid": "n00000002"}'}})  # fmt: skip
+    message = refusal(source, *classes_file(source, *WNIDS))
+    assert "n00000003_12: its key says n00000003, its json says n00000002" in message
+
+
+@pytest.mark.parametrize("text", [b"", b"[" * 60_000, b"[1]", b'{"wnid": 7}', b'{"wnid": "cat"}'])
+def test_metadata_that_says_nothing_harms_nobody(source, text):
+    write_tar(source / "imagenet22k-train-0001.tar", {**members(10), "n00000003_12.json": text})
+    assert run(source) == 0
 
 
 def test_labels_without_a_class(source):
     write_tar(source / "imagenet22k-train-0001.tar", {"a.cls": b"7", "a.jpg": image_bytes(1)})
     message = refusal(source)
-    assert "no key says which class label 3 is (5 such labels)" in message
+    assert "nothing says which class label 3 is (5 such labels)" in message
     assert "--classes" in message
+
+
+@pytest.mark.parametrize("form", ["{id}", "{id}\tname {i}", "{id} name {i}", " {id}\t name {i} "])
+def test_class_lists_as_people_have_them(source, form):
+    lines = [form.format(id=wnid, i=i) for i, wnid in enumerate(WNIDS)]
+    assert run(source, *classes_file(source, "", *lines, "")) == 0
+    manifest = read_manifest(source.parent / "set")
+    assert manifest.classes == WNIDS
+    named = "name" in form
+    assert manifest.class_names == tuple(f"name {i}" if named else w for i, w in enumerate(WNIDS))
+
+
+def test_class_lists_that_are_none(source, tmp_path):
+    assert "classes.txt: expected one class id a line" in refusal(source, *classes_file(source))
+    twice = classes_file(source, *WNIDS, WNIDS[0])
+    assert "classes.txt: expected one class id a line, each once" in refusal(source, *twice)
+    nowhere = refusal(source, "--classes", str(tmp_path / "nowhere"))
+    assert nowhere == f"{tmp_path / 'nowhere'}: cannot be read: No such file or directory"
+    (tmp_path / "image.txt").write_bytes(image_bytes(1))
+    assert "expected text in UTF-8" in refusal(source, "--classes", str(tmp_path / "image.txt"))
 
 
 def test_the_same_name_in_two_folders(source):
@@ -227,8 +312,36 @@ def test_sources_that_are_none(source, tmp_path):
 
 
 def test_splits_that_cannot_be_told(source):
-    write_tar(source / "other-0000.tar", members(0))
-    assert "cannot tell which split other-*.tar are" in refusal(source)
+    write_tar(source / "imagenet22k-0000.tar", members(0))
+    assert "cannot tell which split imagenet22k-*.tar are" in refusal(source)
+
+
+@pytest.mark.parametrize("other", ["imagenet12k-test", "imagenet12k-train", "other"])
+def test_two_data_sets_in_one_place(source, other):
+    """Their labels may mean different classes even where no key tells."""
+    write_tar(source / "b" / f"{other}-0000.tar", members(0))
+    message = refusal(source)
+    assert "named like two data sets, whose labels may mean different classes" in message
+
+
+def test_a_shard_set_needs_no_index(source):
+    assert run(source) == 0
+    made = source.parent / "set"
+    with pytest.raises(DataError, match="set: is a shard set already, with a class list of its"):
+        index.main([str(made), str(source.parent / "again"), "--name", "x"])
+    assert not (source.parent / "again").exists()
+    (made / "manifest.json").unlink()
+    assert index.main([str(made), str(source.parent / "again"), "--name", "x"]) == 0
+
+
+def test_names_that_hold_no_file(source):
+    """A pipe would never answer."""
+    odd = source / "imagenet22k-train-0002.tar"
+    os.mkfifo(odd)
+    assert f"{odd}: expected a file, it is none" in refusal(source)
+    odd.unlink()
+    odd.symlink_to("nowhere")
+    assert f"{odd}: a link that leads nowhere; fetch it again" in refusal(source)
 
 
 def test_what_timms_list_promises_must_be_there(source):
@@ -242,6 +355,26 @@ def test_what_timms_list_promises_must_be_there(source):
     info["splits"]["train"] = {"filenames": files[:2], "shard_lengths": [6, 6]}
     (source / "_info.json").write_text(json.dumps(info))
     assert run(source) == 0
+
+
+def test_a_destination_inside_the_source(source):
+    with pytest.raises(DataError, match="lies inside the source"):
+        index.main([str(source), str(source / "set"), "--name", "x"])
+    assert not (source / "set").exists()
+
+
+@pytest.mark.parametrize("tool", [["data_tools.build", "index"], ["data_tools.index"]])
+def test_the_command_ends_with_a_line_for_each_fault_and_code_2(source, tool):
+    (source / "imagenet22k-train-0000.tar").write_text("<html></html>")
+    (source / "imagenet22k-train-0001.tar").write_bytes(b"")
+    command = [sys.executable, "-m", *tool, str(source), str(source.parent / "set"), "--name", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    one, other = done.stderr.splitlines()
+    assert one.startswith(f"error: {source}/imagenet22k-train-0000.tar: a web page or an error")
+    assert other.startswith(f"error: {source}/imagenet22k-train-0001.tar: empty file; fetch it")
+    assert not done.stdout
+    assert sorted(path.name for path in source.parent.iterdir()) == ["src"]
 
 
 def test_a_destination_that_cannot_be_written(source, monkeypatch):

@@ -1,5 +1,7 @@
 import gzip
+import os
 import shlex
+import tarfile
 
 import pytest
 from image_folders import write_class, write_folder
@@ -65,6 +67,20 @@ def test_folders_are_told_apart(raw, tmp_path):
     assert inspect(tmp_path / "d").source == "imagenet1k"
 
 
+def test_folders_of_other_things_are_no_classes(raw, small_shards, tmp_path):
+    with pytest.raises(DataError, match="nothing known; it holds imagenet1k, "):
+        inspect(raw)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "code").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="nothing known; it holds code, docs"):
+        inspect(tmp_path)
+    (tmp_path / "shards").symlink_to(small_shards.path)
+    found = inspect(tmp_path)
+    assert found.what == "a directory of shard sets: shards; inspect one of them"
+    assert found.source is None
+
+
 def test_foreign_shards_are_recognised(small_shards, tmp_path):
     shard = next(small_shards.path.glob("*.tar"))
     (tmp_path / "x-0000.tar").write_bytes(shard.read_bytes())
@@ -89,6 +105,20 @@ def test_other_files_are_named(tmp_path, content, message):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.tar: .*{message}"):
         inspect(tmp_path / "a.tar")
+
+
+def test_a_tar_of_image_folders_says_what_to_do(tmp_path):
+    write_folder(tmp_path / "images")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "images", "photos")
+    with pytest.raises(DataError, match=r"a\.tar: a tar of image folders \(photos/.*unpack it"):
+        inspect(tmp_path / "a.tar")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match=r"pipe\.tar: neither a file nor a directory"):
+        inspect(tmp_path / "pipe.tar")
 
 
 def test_other_paths_are_named(tmp_path):

@@ -66,6 +66,15 @@ def test_a_validation_split_can_be_carved(tmp_path):
     assert other["validation"].paths != carved["validation"].paths
 
 
+def test_names_of_other_classes_are_refused(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "other.txt").write_text("n77\tsomething\n")
+    with pytest.raises(
+        DataError, match=r"other\.txt: names none of the 3 classes; expected .* n01"
+    ):
+        listed(tmp_path, class_names_file=tmp_path / "other.txt")
+
+
 def test_class_names_come_from_the_file(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "classes.txt").write_text("n02\tsecond thing\n\nn99\tunused\n")

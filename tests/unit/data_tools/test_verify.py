@@ -1,6 +1,8 @@
+import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -9,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from image_folders import write_folder
+from image_folders import write_class, write_folder
 
 from data_tools.build import build
 from data_tools.sources import imagefolder
@@ -74,6 +76,51 @@ def test_every_flipped_bit_is_found(own):
         assert is_noticed(own, path.name), f"{path.name}: byte {place}, bit {bit}"
         path.write_bytes(whole)
     assert not faults(own)
+
+
+@pytest.fixture
+def smallest(tmp_path) -> Manifest:
+    """One sample: the whole of it can be tried."""
+    write_class(tmp_path / "images" / "n01", 1)
+    source = imagefolder(tmp_path / "images", class_names_file=None, eval_per_class=None, seed=0)
+    build(source, tmp_path / "set", name="one", shard_mib=1, seed=0, workers=1)
+    return read_manifest(tmp_path / "set")
+
+
+def test_no_bit_of_a_shard_can_flip_unnoticed(smallest):
+    """Every bit of the members' headers and of the index, a bit of every byte elsewhere."""
+    shard = smallest.split("train").shards[0]
+    with (smallest.root / shard.file).open("rb") as file:
+        headers = {
+            offset for m in walk(file.fileno()) for offset in range(m.offset - 512, m.offset)
+        }
+    for name in (shard.file, index_path(smallest.root, shard).name):
+        path = smallest.root / name
+        damaged = bytearray(path.read_bytes())
+        with path.open("r+b", buffering=0) as file:
+            for place, byte in enumerate(damaged):
+                every = place in headers or name != shard.file
+                for bit in range(8) if every else (place % 8,):
+                    os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), place)
+                    found = _check_shard(smallest.root, shard, 1, False)
+                    assert found, f"{name}: byte {place}, bit {bit}"
+                os.pwrite(file.fileno(), bytes([byte]), place)
+    assert not faults(smallest)
+
+
+def test_no_length_of_a_shard_can_pass_for_its_own(smallest):
+    shard = smallest.split("train").shards[0]
+    for name in (shard.file, index_path(smallest.root, shard).name):
+        path = smallest.root / name
+        whole = path.read_bytes()
+        for length in range(len(whole) - 1, -1, -1):
+            os.truncate(path, length)
+            found = _check_shard(smallest.root, shard, 1, False)
+            assert any(f"{length:,} bytes, the manifest says" in str(item) for item in found)
+        path.write_bytes(whole + bytes(512))
+        assert _check_shard(smallest.root, shard, 1, False)
+        path.write_bytes(whole)
+    assert not faults(smallest)
 
 
 def test_every_bit_of_the_manifest_counts(own):
@@ -202,6 +249,90 @@ def test_the_command_says_where_and_exits_one(own, capsys, tmp_path):
     document = json.loads(report.read_text())
     assert {item["file"] for item in document["damage"]} == {shard.file}
     assert document["shards"] == sum(len(split.shards) for split in own.splits.values())
+
+
+def web_page(path):
+    path.write_text("<!doctype html><title>Sign in</title>")
+
+
+def empty_tar(path):
+    tarfile.open(path, "w").close()
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "cannot be read: No such file or directory"),
+        (web_page, "37 bytes, the manifest says {bytes}; a web page or an error message saved as"),
+        (lambda path: path.write_bytes(gzip.compress(path.read_bytes(), mtime=0)),
+         "the manifest says {bytes}; gzip-compressed, expected a plain tar"),
+        (empty_tar, "10,240 bytes, the manifest says {bytes}; 0 samples, its index has "),
+        (lambda path: path.write_bytes(b""), "0 bytes, the manifest says {bytes}; empty file"),
+        (lambda path: os.truncate(path, 5000),
+         "5,000 bytes, the manifest says {bytes}; cut short: it ends inside"),
+        (pipe, "it is no file"),
+        (endless, "it is no file"),
+        (folder, "it is no file"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_file_is_one_line_and_never_hangs(own, capsys, damage, said):
+    shard = own.split("train").shards[0]
+    damage(own.root / shard.file)
+    assert main([str(own.root), "--workers", "1"]) == 1
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"damaged: {shard.file}: ")
+    assert said.format(bytes=f"{shard.bytes:,}") in first
+    assert "DAMAGED: 1 faults in 1 files; copy those files again" in last
+
+
+def test_an_index_that_is_stale_or_missing(own, capsys):
+    one, two, *_ = own.split("train").shards
+    index_path(own.root, one).write_bytes(index_path(own.root, two).read_bytes())
+    index_path(own.root, two).unlink()
+    assert main([str(own.root), "--workers", "1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"damaged: {index_path(own.root, one).name}: ")
+    assert (
+        lines[1]
+        == f"damaged: {index_path(own.root, two).name}: cannot be read: No such file or directory"
+    )
+
+
+def test_a_shard_in_anothers_place_is_a_few_lines(own, capsys):
+    """Not one for each of its samples."""
+    shards = own.split("train").shards
+    one = next(s for s in shards if s.samples > 5)
+    other = next(s for s in shards if s is not one and s.samples > 5)
+    (own.root / one.file).write_bytes((own.root / other.file).read_bytes())
+    assert main([str(own.root), "--workers", "1"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"damaged: {one.file}: ") for line in lines) == 5
+    assert "more (--report FILE lists all)" in lines[-2]
+
+
+def test_shards_the_manifest_does_not_name_are_mentioned(own, capsys):
+    shard = own.split("train").shards[0]
+    (own.root / "tiny-train-000099.tar").write_bytes((own.root / shard.file).read_bytes())
+    assert main([str(own.root), "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "not in the manifest, never read: tiny-train-000099.tar"
+    assert "whole: " in lines[1]
 
 
 def test_a_damaged_manifest_exits_one_and_an_absent_one_two(own, tmp_path, capsys):
