@@ -69,7 +69,7 @@ def list_gzip(archive: Path, spool: Path, splits: Sequence[str] = ()) -> Listing
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{archive}: damaged or cut short: {error}; fetch it again or compare its checksum "
-            "with the published one"
+            f"with the published one; what came before stays in {spool} until a build succeeds"
         ) from None
     except OSError as error:
         raise DataError(f"{archive}: cannot be read: {error.strerror}") from None

@@ -64,7 +64,10 @@ def _check_kind(start: bytes) -> None:
         raise TarError(
             "a web page or an error message saved as .tar, expected a tar file: fetch it again"
         )
-    if len(start) == BLOCK_BYTES and start[257:262] != b"ustar":
+    if start.startswith(b"version https://git-lfs."):
+        raise TarError("a Git LFS pointer instead of the file: fetch it with `git lfs pull`")
+    # Also a header that was cut holds the zeros behind the member's name.
+    if (len(start) == BLOCK_BYTES and start[257:262] != b"ustar") or (start and b"\0" not in start):
         raise TarError(f"not a tar file (begins with {start[:8]!r})")
 
 

@@ -3,7 +3,7 @@
 `as_webdataset` stands where ``webdataset.WebDataset(urls)`` stood; the chain behind it stays::
 
     dataset = as_webdataset(manifest, "train", data, seed=0, world=world, first_sample=resumed_at)
-    dataset = dataset.decode("pil").to_tuple("jpg", "cls").map_tuple(transform, int)
+    dataset = dataset.decode("pil").to_tuple("jpg;png;webp;gif;bmp;tif", "cls")
 
 Each sample then comes once per epoch, in an order that neither ranks nor workers change, from any
 position on. Its bytes are checked as in training. Nothing in a shard is ever unpickled: ``decode``

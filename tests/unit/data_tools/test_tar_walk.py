@@ -66,6 +66,8 @@ def test_links_and_devices_are_refused(tmp_path, kind):
         (gzip.compress(tar_bytes()), "gzip-compressed"),
         (b"\n<!DOCTYPE html><html>404", "a web page"),
         (b'{"error": "rate limited"}', "a web page or an error message"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"404: Not Found", r"not a tar file \(begins with b'404: Not"),
         (b"\x89PNG" + bytes(2000), r"not a tar file \(begins with b'\\x89PNG"),
     ],
 )
