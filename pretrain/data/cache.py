@@ -77,8 +77,8 @@ class ShardCache:
         self._next_use = next_use
         self._numbers = {shard.file: number for number, shard in enumerate(self.shards)}
         self._patience = patience_of(data)
-        check_cache(data, max(bytes_of(shard) for shard in self.shards), "its largest shard")
         cache_space.make_private(self._top)
+        check_cache(data, max(bytes_of(shard) for shard in self.shards), "its largest shard")
         self.root.mkdir(mode=0o700, exist_ok=True)
 
     def holds(self, number: int) -> bool:

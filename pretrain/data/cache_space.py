@@ -230,7 +230,7 @@ def check_room(top: Path, limit_bytes: int, needed_bytes: int, what: str) -> Non
         disk = disk.parent
     # What is cached already either is of use or can go.
     held = sum(group.bytes - group.unwritten_bytes for group in groups(top))
-    available = shutil.disk_usage(disk).free - DISK_KEPT_FREE_BYTES + held
+    available = max(0, shutil.disk_usage(disk).free - DISK_KEPT_FREE_BYTES) + held
     if needed_bytes > available:
         raise DataError(
             f"{top}: {available / 2**30:.3g} GiB are free on this disk, too few for {needed}; "

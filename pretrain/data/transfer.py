@@ -168,9 +168,9 @@ def send_fsspec(url: str, start: int, etag: str | None, timeout_seconds: float) 
         begin = start if etag == found and start <= info["size"] else 0
         output = _head(begin, info["size"], found)
         for first in range(begin, info["size"], _FSSPEC_CHUNK_BYTES):
-            output.write(
-                files.cat_file(path, first, min(first + _FSSPEC_CHUNK_BYTES, info["size"]))
-            )
+            end = min(first + _FSSPEC_CHUNK_BYTES, info["size"])
+            # By name: backends put other arguments before these.
+            output.write(files.cat_file(path, start=first, end=end))
     except FileNotFoundError:
         raise TransferError("not found", final=True) from None
     except PermissionError as error:

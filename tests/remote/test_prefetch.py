@@ -1,0 +1,147 @@
+"""The process that fetches ahead: what, when, how far, and that nothing depends on it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import config_of, manifest_of
+from servers import Fault
+
+from pretrain.data import remote
+from pretrain.data.cache import ShardCache, bytes_of
+from pretrain.data.prefetch import Prefetcher, SharedStep, Upcoming
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.05)
+
+
+class Node:
+    """A cache with room for some shards, which are read in order, one a step."""
+
+    def __init__(self, data, room: int, transfers: int = 2):
+        self.manifest = manifest_of(data)
+        shards = self.manifest.split("train").shards
+        most = max(map(bytes_of, shards))
+        data = data.model_copy(update={"cache_gib": room * most / 2**30})
+        self.step = SharedStep(0)
+        self.upcoming = Upcoming(lambda step: range(step, len(shards)), self.step)
+        self.cache = ShardCache(self.manifest, "train", data, self.upcoming.next_use)
+        self.prefetcher = Prefetcher(self.cache, self.upcoming, transfers)
+
+    def there(self) -> list[int]:
+        return [n for n in range(len(self.cache.shards)) if self.cache.holds(n)]
+
+    def wait_for(self, numbers: list[int], seconds: float = 30.0) -> None:
+        give_up = time.monotonic() + seconds
+        while self.there() != numbers:
+            assert time.monotonic() < give_up, self.there()
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def node(data):
+    nodes = []
+
+    def make(**settings) -> Node:
+        nodes.append(Node(data, **settings))
+        return nodes[-1]
+
+    yield make
+    for one in nodes:
+        one.prefetcher.close()
+
+
+def test_the_future_is_a_function_of_the_step():
+    step = SharedStep(5)
+    upcoming = Upcoming(lambda now: iter([now, now + 2, now, now + 1]), step)
+    assert upcoming.numbers() == [5, 7, 6]
+    assert upcoming.next_use(5) < upcoming.next_use(7) < upcoming.next_use(6)
+    step.step = 7
+    assert upcoming.numbers() == [7, 9, 8]
+    assert upcoming.next_use(5) == upcoming.next_use(6) > 1000
+
+
+def test_it_runs_ahead_as_far_as_there_is_room_and_follows_the_step(node):
+    one = node(room=3)
+    one.wait_for([0, 1, 2])
+    time.sleep(1.5)
+    assert one.there() == [0, 1, 2]  # what is needed sooner does not go
+    one.step.step = 2
+    one.wait_for([2, 3, 4])
+    assert one.prefetcher.process.is_alive()
+
+
+def test_a_loader_that_comes_too_early_waits_for_the_transfer(node, proxy):
+    proxy.faults["small-train-000000.tar"] = [Fault("slow")]
+    one = node(room=3)
+    assert one.cache.fetch(0)
+    one.wait_for([0, 1, 2])
+    assert len(proxy.requests[one.cache.shards[0].file]) == 1
+
+
+def test_nothing_depends_on_it(node):
+    one = node(room=3)
+    os.kill(one.prefetcher.process.pid, signal.SIGKILL)
+    for number in range(len(one.cache.shards)):
+        one.step.step = number
+        assert one.cache.fetch(number)
+
+
+def test_its_errors_are_left_to_whoever_needs_the_shard(node, proxy, published):
+    proxy.always["small-train-000001.tar"] = Fault("status", 404)
+    one = node(room=4)
+    one.wait_for([0, 2, 3])  # the index of 1 came, and takes its place
+    assert one.prefetcher.process.is_alive()
+
+
+def test_signals_for_the_job_do_not_end_it_but_closing_does(node):
+    one = node(room=3)
+    one.wait_for([0, 1, 2])
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        os.kill(one.prefetcher.process.pid, number)
+    time.sleep(0.3)
+    assert one.prefetcher.process.is_alive()
+    one.prefetcher.close()
+    assert not one.prefetcher.process.is_alive()
+
+
+def test_it_dies_with_its_rank(data, tmp_path):
+    program = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+from pretrain.data.prefetch import *
+from pretrain.data.manifest import read_manifest
+from pretrain.config.schema import DataConfig
+data = DataConfig(path={data.path!r}, cache_dir={data.cache_dir!r})
+manifest = read_manifest(data.path, cache_dir=data.cache_dir)
+upcoming = Upcoming(lambda step: [], SharedStep(0))
+cache = ShardCache(manifest, "train", data, upcoming.next_use)
+print(Prefetcher(cache, upcoming, 1).process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == -signal.SIGKILL, answer.stderr
+    give_up = time.monotonic() + 10
+    while Path(f"/proc/{int(answer.stdout)}").exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def test_a_set_behind_a_command_is_fetched_ahead_too(published, tmp_path):
+    data = config_of(f"pipe:cat {published}/set/{{file}}", tmp_path / "cache", allow_pipe=True)
+    one = Node(data, room=3)
+    try:
+        one.wait_for([0, 1, 2])
+    finally:
+        one.prefetcher.close()
