@@ -15,7 +15,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from multiprocessing.sharedctypes import Synchronized
 
-from pretrain.data.cache import ShardCache
+from pretrain.config.schema import DataConfig
+from pretrain.data.cache import ShardCache, bytes_of, check_cache
+from pretrain.data.manifest import Manifest
 from pretrain.errors import DataError
 
 _PR_SET_PDEATHSIG = 1
@@ -78,6 +80,57 @@ class Upcoming:
             return self._places
 
 
+class RemoteSplit:
+    """What a rank needs to read a split of a remote set: its node's cache, and who fills it.
+
+    Every rank of a node makes one, from its main thread; that of local rank 0 fetches ahead.
+
+    Args:
+        manifest: of a remote set.
+        split_name: one of its splits.
+        data: the section of the config.
+        numbers_from: the shard numbers this node, all its ranks together, reads from a step on
+            (see `Upcoming`).
+        in_play: shard numbers that this node reads at a time; the cache must hold them all.
+        first_step: where the reading begins.
+        fetches_ahead: whether this is the rank that does.
+
+    Raises:
+        DataError: the cache cannot be made, or is too small for what is in play.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        split_name: str,
+        data: DataConfig,
+        *,
+        numbers_from: Callable[[int], Iterable[int]],
+        in_play: Iterable[int],
+        first_step: int,
+        fetches_ahead: bool,
+    ):
+        shards = manifest.split(split_name).shards
+        numbers = set(in_play)
+        needed_bytes = sum(bytes_of(shards[number]) for number in numbers)
+        check_cache(data, needed_bytes, f"the {len(numbers)} shards a node reads at a time")
+        self._step = SharedStep(first_step)
+        upcoming = Upcoming(numbers_from, self._step)
+        self.cache = ShardCache(manifest, split_name, data, upcoming.next_use)
+        self._prefetcher: Prefetcher | None = None
+        if fetches_ahead:
+            self._prefetcher = Prefetcher(self.cache, upcoming, data.remote_transfers)
+
+    def reach(self, step: int) -> None:
+        """Say which step this rank reads now."""
+        self._step.step = step
+
+    def close(self) -> None:
+        """Fetch no more; the cache stays."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+
 class Prefetcher:
     """Fetches ahead in a process of its own, which ends with the process that made it.
 
@@ -97,7 +150,13 @@ class Prefetcher:
             name="shard-prefetch",
             daemon=True,
         )
-        self.process.start()
+        # Until the child has no more of this process's handlers, which would swallow the signal
+        # by which a process that leaves without closing ends it, and wait for ever.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def close(self) -> None:
         """End the process; what it has fetched in part is continued by whoever needs it."""
@@ -106,8 +165,10 @@ class Prefetcher:
 
 
 def _run(cache: ShardCache, upcoming: Upcoming, transfers: int, parent: int) -> None:
-    # As loader processes: signals are for the rank, which still saves, and ends this one.
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    # Unlike a loader process it may end by this: a rank that is told to stop reads little more.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    for number in (signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

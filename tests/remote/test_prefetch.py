@@ -1,6 +1,5 @@
 """The process that fetches ahead: what, when, how far, and that nothing depends on it."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,9 +13,8 @@ from servers import Fault
 
 from pretrain.data import remote
 from pretrain.data.cache import ShardCache, bytes_of
-from pretrain.data.prefetch import Prefetcher, SharedStep, Upcoming
-
-FORK = multiprocessing.get_context("fork")
+from pretrain.data.prefetch import Prefetcher, RemoteSplit, SharedStep, Upcoming
+from pretrain.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +101,10 @@ def test_its_errors_are_left_to_whoever_needs_the_shard(node, proxy, published):
     assert one.prefetcher.process.is_alive()
 
 
-def test_signals_for_the_job_do_not_end_it_but_closing_does(node):
+def test_ctrl_c_does_not_end_it_but_closing_does(node):
     one = node(room=3)
     one.wait_for([0, 1, 2])
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for number in (signal.SIGUSR2, signal.SIGINT):
         os.kill(one.prefetcher.process.pid, number)
     time.sleep(0.3)
     assert one.prefetcher.process.is_alive()
@@ -114,28 +112,82 @@ def test_signals_for_the_job_do_not_end_it_but_closing_does(node):
     assert not one.prefetcher.process.is_alive()
 
 
-def test_it_dies_with_its_rank(data, tmp_path):
-    program = f"""
+PROGRAM = """
 import os, signal, sys
-sys.path[:0] = {sys.path!r}
-from pretrain.data.prefetch import *
-from pretrain.data.manifest import read_manifest
+sys.path[:0] = {path!r}
 from pretrain.config.schema import DataConfig
-data = DataConfig(path={data.path!r}, cache_dir={data.cache_dir!r})
+from pretrain.data.manifest import read_manifest
+from pretrain.data.prefetch import RemoteSplit
+data = DataConfig(path={url!r}, cache_dir={cache!r})
 manifest = read_manifest(data.path, cache_dir=data.cache_dir)
-upcoming = Upcoming(lambda step: [], SharedStep(0))
-cache = ShardCache(manifest, "train", data, upcoming.next_use)
-print(Prefetcher(cache, upcoming, 1).process.pid, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a rank does
+split = RemoteSplit(manifest, "train", data, numbers_from=lambda step: [], in_play=[0],
+                    first_step=0, fetches_ahead=True)
+print(split._prefetcher.process.pid, flush=True)
 """
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("os.kill(os.getpid(), signal.SIGKILL)", -9), ("raise SystemExit(5)", 5)],
+)
+def test_it_ends_with_its_rank_however_that_ends(data, end, code):
+    program = PROGRAM.format(path=sys.path, url=data.path, cache=data.cache_dir) + end
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
-    assert answer.returncode == -signal.SIGKILL, answer.stderr
+    assert answer.returncode == code, answer.stderr
     give_up = time.monotonic() + 10
     while Path(f"/proc/{int(answer.stdout)}").exists():
         assert time.monotonic() < give_up
         time.sleep(0.05)
+
+
+def test_a_split_is_fetched_ahead_by_one_rank_of_the_node(data):
+    manifest = manifest_of(data)
+    count = len(manifest.split("train").shards)
+
+    def split(rank: int) -> RemoteSplit:
+        return RemoteSplit(
+            manifest,
+            "train",
+            data,
+            numbers_from=lambda step: range(step, count),
+            in_play=[0, 1],
+            first_step=count - 2,
+            fetches_ahead=rank == 0,
+        )
+
+    first, second = split(0), split(1)
+    try:
+        give_up = time.monotonic() + 30
+        while not all(map(second.cache.holds, (count - 2, count - 1))):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        assert not second.cache.holds(0)
+        first.reach(0)
+        while not all(map(second.cache.holds, range(count))):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_cache_smaller_than_what_is_in_play_is_refused(data):
+    manifest = manifest_of(data)
+    shards = manifest.split("train").shards
+    small = data.model_copy(update={"cache_gib": 2 * max(map(bytes_of, shards)) / 2**30})
+    with pytest.raises(DataError, match=r"too few for the 4 shards a node reads at a time: "):
+        RemoteSplit(
+            manifest,
+            "train",
+            small,
+            numbers_from=lambda step: [],
+            in_play=[0, 1, 2, 3, 3],
+            first_step=0,
+            fetches_ahead=True,
+        )
 
 
 def test_a_set_behind_a_command_is_fetched_ahead_too(published, tmp_path):
