@@ -26,18 +26,19 @@ MOST_COLLISION_RATIO = 1.5
 MOST_AUTOCORRELATION = 0.3
 _STANDARD_DEVIATIONS = 4
 _POINTS_PLOTTED = 6000
+_PLACES_LOOKED_AT = 33
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run would read the split; `DataConfig` says what blocks and windows are."""
+    """How a run would read the split; `DataConfig` says what lanes and windows are."""
 
     global_batch: int
     nodes: int
     batches: int
     seed: int
-    block_samples: int
-    window_blocks: int
+    lanes: int
+    window_shards: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Mixing:
         autocorrelation: of the class histograms of neighbouring batches; 0 is perfect.
         shards_per_batch: distinct shards in a global batch, mean.
         shards_per_batch_uniform: what a uniform shuffle would have, mean.
-        shards_in_play: distinct shards one node reads from while one window passes.
+        shards_in_play: shards that one node reads from at a time, the most that was seen.
         bytes_in_play: size of those shards together.
         shard_numbers: int64 [positions], the shard of each position looked at.
     """
@@ -101,17 +102,17 @@ def measure(labels: NDArray[np.int32], split: Split, settings: Settings) -> Mixi
     order = SampleOrder(
         counts,
         seed=settings.seed,
-        block_samples=settings.block_samples,
-        window_blocks=settings.window_blocks,
+        lanes=settings.lanes,
+        window_shards=settings.window_shards,
     )
-    ids = order.at(first, batches * size).sample_ids
+    ids = order.at(np.arange(first, first + batches * size)).sample_ids
     shard_numbers = np.searchsorted(np.cumsum(counts), ids, side="right")
     by_class = np.bincount(labels)
     histograms = [
         np.bincount(part, minlength=len(by_class)) for part in labels[ids].reshape(batches, size)
     ]
     ratios, deviation = _collisions(histograms, by_class, size)
-    in_play = _shards_in_play(order, counts, settings)
+    in_play = _shards_in_play(order, settings)
     return Mixing(
         collision_ratios=ratios,
         collision_ratio=float(ratios.mean()),
@@ -145,8 +146,8 @@ def main(arguments: list[str]) -> int:
         nodes=options.nodes,
         batches=options.batches,
         seed=options.seed,
-        block_samples=options.block_samples,
-        window_blocks=options.window_blocks,
+        lanes=options.lanes,
+        window_shards=options.window_shards,
     )
     for name, value in vars(settings).items():
         least = {"seed": 0, "global_batch": 2}.get(name, 1)
@@ -183,8 +184,8 @@ def _parser() -> argparse.ArgumentParser:
         ("--nodes", 1, "among which it is divided"),
         ("--batches", 64, "looked at"),
         ("--seed", 0, "of the run"),
-        ("--block-samples", defaults["block_samples"].default, "as in the config"),
-        ("--window-blocks", defaults["window_blocks"].default, "as in the config"),
+        ("--lanes", defaults["lanes"].default, "as in the config"),
+        ("--window-shards", defaults["window_shards"].default, "as in the config"),
     ):
         parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: {default})")
     return parser
@@ -212,14 +213,13 @@ def _autocorrelation(
     return 0.0 if power == 0 else float((apart[1:] * apart[:-1]).sum(axis=1).mean()) / power
 
 
-def _shards_in_play(order: SampleOrder, counts: list[int], settings: Settings) -> list[int]:
-    """Shards that the first node reads while the stream passes through one window."""
-    window = settings.block_samples * settings.window_blocks
-    steps = max(1, min(window, order.samples) // settings.global_batch)
+def _shards_in_play(order: SampleOrder, settings: Settings) -> list[int]:
+    """Shards that the first node reads from where, of some places of an epoch, they are most."""
     share = settings.global_batch // settings.nodes
-    ends = np.cumsum(counts)
-    parts = [order.at(t * settings.global_batch, share).sample_ids for t in range(steps)]
-    return np.unique(np.searchsorted(ends, np.concatenate(parts), side="right")).tolist()
+    lanes = order.lanes_of(0, share, settings.global_batch)
+    positions = np.linspace(0, order.samples - 1, _PLACES_LOOKED_AT, dtype=np.int64).tolist()
+    in_play = [np.flatnonzero(order.next_uses(at, lanes) == at).tolist() for at in positions]
+    return max(in_play, key=len)
 
 
 def _lines(manifest: Manifest, split: Split, settings: Settings, mixing: Mixing) -> list[str]:
@@ -240,15 +240,14 @@ def _lines(manifest: Manifest, split: Split, settings: Settings, mixing: Mixing)
 
 def _advice(labels: NDArray[np.int32], split: Split, settings: Settings) -> list[str]:
     lines = ["warning: neighbouring images are alike; the training would suffer"]
-    blocks = -(-split.samples // settings.block_samples)
-    window = settings.window_blocks
-    while window < blocks:
-        window = min(4 * window, blocks)
-        wider = Settings(**{**vars(settings), "window_blocks": window})
+    window = settings.window_shards
+    while window < len(split.shards):
+        window = min(4 * window, len(split.shards))
+        wider = Settings(**{**vars(settings), "window_shards": window})
         mixing = measure(labels, split, wider)
         if mixing.is_good:
             lines.append(
-                f"data.window_blocks={window} would do: collision {mixing.collision_ratio:.2f}, "
+                f"data.window_shards={window} would do: collision {mixing.collision_ratio:.2f}, "
                 f"{mixing.shards_in_play:,} shards in play per node "
                 f"({mixing.bytes_in_play / 2**30:.1f} GiB)"
             )

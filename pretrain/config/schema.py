@@ -62,10 +62,11 @@ class DataConfig(Section):
     """Loader processes of each rank; 0 loads in the rank itself."""
     prefetch_batches: PositiveInt = 2
     """Micro-batches each loader process keeps ready."""
-    block_samples: PositiveInt = 64
-    """Consecutive samples of a shard that are read near each other (the unit of locality)."""
-    window_blocks: PositiveInt = 1024
-    """Blocks among which samples are shuffled."""
+    lanes: PositiveInt = 64
+    """Streams that a global batch is drawn from; a rank reads its share of them, shard by shard."""
+    window_shards: PositiveInt = 8
+    """Shards of a lane among which samples are shuffled; as many as there are shards, or more,
+    makes every epoch one uniform permutation of the whole set."""
     max_bad_fraction: Fraction = 0.001
     """Unreadable samples tolerated, as a fraction of those read; beyond it the run stops."""
 

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from webdataset.autodecode import Decoder, ImageHandler
 from webdataset.compat import FluidInterface
@@ -26,10 +27,11 @@ from pretrain.data.decode import ImageError, read_header
 from pretrain.data.manifest import Manifest, check_shards
 from pretrain.data.order import SampleOrder
 from pretrain.data.shards import BadSampleError, ShardReader
+from pretrain.data.source import REPLACEMENTS_TRIED
 from pretrain.errors import DataError
 from pretrain.world import World
 
-_REPLACEMENTS_TRIED = 64
+_POSITIONS_AT_ONCE = 256
 
 
 class SafePipeline(DataPipeline, FluidInterface):  # pyright: ignore # as the library's own
@@ -78,7 +80,7 @@ def as_webdataset(
     Args:
         manifest: the shard set.
         split_name: which split.
-        data: for ``block_samples`` and ``window_blocks``.
+        data: for ``lanes`` and ``window_shards``.
         seed: the run's seed.
         world: this rank's place.
         first_sample: samples that all ranks together have consumed before: where to resume.
@@ -104,8 +106,8 @@ def as_webdataset(
     order = SampleOrder(
         [shard.samples for shard in split.shards],
         seed=seed,
-        block_samples=data.block_samples,
-        window_blocks=data.window_blocks,
+        lanes=data.lanes,
+        window_shards=data.window_shards,
     )
     reader = ShardReader(manifest.root, split.shards, len(manifest.classes))
     positions = range(first_sample + world.rank, first_sample + samples, world.size)
@@ -130,22 +132,27 @@ class _Samples:
     def __call__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for position in self._positions[first::step]:
-            yield self._at(position)
+        mine = self._positions[first::step]
+        for start in range(0, len(mine), _POSITIONS_AT_ONCE):
+            part = mine[start : start + _POSITIONS_AT_ONCE]
+            ids = self._order.at(np.array(part, dtype=np.int64)).sample_ids.tolist()
+            for position, sample_id in zip(part, ids, strict=True):
+                yield self._usable(position, sample_id)
 
-    def _at(self, position: int) -> dict[str, Any]:
+    def _usable(self, position: int, sample_id: int) -> dict[str, Any]:
+        """The sample at a position, or the first usable one that follows it in its lane."""
         bad = None
-        for sample_id in self._order.at(position, _REPLACEMENTS_TRIED).sample_ids.tolist():
+        for candidate in self._order.candidates(position, sample_id, REPLACEMENTS_TRIED):
             try:
-                return self._read(sample_id)
+                return self._read(candidate)
             except BadSampleError as error:
-                shard, number = self._reader.locate(sample_id)
+                shard, number = self._reader.locate(candidate)
                 bad = BadSample(shard.file, error.key or f"sample {number}", str(error))
                 if self._on_bad is None:
                     raise DataError(f"{self._reader.root}: {bad}; or give on_bad") from None
                 self._on_bad(bad)
         raise DataError(
-            f"{_REPLACEMENTS_TRIED} samples in a row cannot be used, the last: {bad}; check that "
+            f"{REPLACEMENTS_TRIED} samples in a row cannot be used, the last: {bad}; check that "
             f"{self._reader.root} is intact"
         )
 

@@ -1,21 +1,19 @@
-"""One batch of images, and how a worker makes it from its number."""
+"""One batch of images, and the memory that workers fill with batches over and over.
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+Fresh memory costs a worker more time than the copy of a decoded image into it, because the kernel
+clears every page of it. These pages are taken once, before the workers are forked, and shared with
+them; a batch travels as the number of its slot. They belong to no file system, so that the size of
+``/dev/shm`` does not matter.
+"""
+
+import mmap
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from numpy.typing import DTypeLike
 
-from pretrain.data.crop import eval_image, train_image
-from pretrain.data.decode import DecodeBuffer, ImageError
-from pretrain.data.order import SampleOrder
-from pretrain.data.shards import BadSampleError, ShardReader
 from pretrain.errors import DataError
-from pretrain.world import World
-
-_REPLACEMENTS_TRIED = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Batch:
     """One micro-batch of one rank.
 
     Attributes:
-        images: uint8 [B, 3, H, W], RGB.
+        images: uint8 [B, 3, H, W], RGB, channels last in memory.
         labels: int64 [B], positions in the manifest's class list.
         sample_ids: int64 [B], in manifest order within the split; -1 where not valid.
         seeds: int64 [B], non-negative; all of a sample's randomness (0 in evaluation). A replaced
@@ -52,146 +50,50 @@ class Batch:
     valid: torch.Tensor
     bad: tuple[BadSample, ...]
 
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from which copies to a GPU overlap with work."""
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            labels=self.labels.pin_memory(),
-            sample_ids=self.sample_ids.pin_memory(),
-            seeds=self.seeds.pin_memory(),
-            valid=self.valid.pin_memory(),
-        )
+    def copied(self, *, pinned: bool) -> "Batch":
+        """The same batch in memory of its own.
+
+        Args:
+            pinned: page-locked, from which copies to a GPU overlap with work.
+        """
+        fields = ("images", "labels", "sample_ids", "seeds", "valid")
+        tensors = {name: getattr(self, name) for name in fields}
+        copies = {name: t.pin_memory() if pinned else t.clone() for name, t in tensors.items()}
+        return replace(self, **copies)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A `DataError` on its way from a worker: raised there it would arrive as a traceback."""
+class Slots:
+    """Shared memory for a number of batches of one size.
 
-    message: str
+    Args:
+        count: batches.
+        batch_size: images of each.
+        image_size: side of the images.
 
+    Raises:
+        DataError: the machine has not that much memory.
+    """
 
-@dataclass
-class TrainSource(Dataset):
-    """Micro-batches of one rank by number: number n is micro-batch n % A of step n // A."""
+    def __init__(self, count: int, batch_size: int, image_size: int):
+        side = image_size
+        self._images = _shared((count, batch_size, side, side, 3), np.uint8)
+        self._numbers = _shared((count, 3, batch_size), np.int64)
+        self.count = count
 
-    reader: ShardReader
-    order: SampleOrder
-    image_size: int
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
-    micro_batch: int
-    accumulation: int
-    world: World
-    _buffer: DecodeBuffer = field(default_factory=DecodeBuffer)
-
-    def __getitem__(self, number: int) -> Batch | Failure:
-        try:
-            return self._make(self.first_position(number))
-        except DataError as error:
-            return Failure(str(error))
-
-    def first_position(self, number: int) -> int:
-        """Where in the endless stream the micro-batch of that number begins."""
-        step, micro = divmod(number, self.accumulation)
-        per_rank = self.accumulation * self.micro_batch
-        first = step * per_rank * self.world.size + self.world.rank * per_rank
-        return first + micro * self.micro_batch
-
-    def _make(self, first_position: int) -> Batch:
-        run = self.order.at(first_position, self.micro_batch)
-        made = _Made(self.micro_batch, self.image_size)
-        # Shard by shard and front to back: neighbours in a shard are read together.
-        for slot in np.argsort(run.sample_ids, kind="stable").tolist():
-            seed = int(run.seeds[slot])
-            made.seeds[slot] = seed
-            for sample_id in self._candidates(int(run.sample_ids[slot]), first_position + slot):
-                if self._put(made, slot, sample_id, seed):
-                    break
-            else:
-                raise DataError(
-                    f"{_REPLACEMENTS_TRIED} samples in a row cannot be used, the last: "
-                    f"{made.bad[-1]}; check that {self.reader.root} is intact"
-                )
-        return made.batch()
-
-    def _candidates(self, sample_id: int, position: int) -> Iterator[int]:
-        """The sample itself, then those at the next positions of the stream."""
-        yield sample_id
-        yield from self.order.at(position + 1, _REPLACEMENTS_TRIED - 1).sample_ids.tolist()
-
-    def _put(self, made: "_Made", slot: int, sample_id: int, seed: int) -> bool:
-        def to_image(data: bytes) -> torch.Tensor:
-            return train_image(
-                data, seed, self.image_size, self.crop_scale, self.crop_ratio, self._buffer
-            )
-
-        return made.put(slot, sample_id, self.reader, to_image)
+    def __getitem__(self, slot: int) -> Batch:
+        """The batch in a slot; it changes when the slot is filled again."""
+        labels, sample_ids, seeds = self._numbers[slot]
+        images = self._images[slot].permute(0, 3, 1, 2)
+        return Batch(images, labels, sample_ids, seeds, sample_ids >= 0, ())
 
 
-@dataclass
-class EvalSource(Dataset):
-    """Batches of one rank by number: the split in order, cut into batches, dealt to the ranks."""
-
-    reader: ShardReader
-    samples: int
-    image_size: int
-    resize_short_side: int | None
-    batch_size: int
-    world: World
-    _buffer: DecodeBuffer = field(default_factory=DecodeBuffer)
-
-    def __getitem__(self, number: int) -> Batch | Failure:
-        first = (number * self.world.size + self.world.rank) * self.batch_size
-        made = _Made(self.batch_size, self.image_size)
-        try:
-            for slot in range(max(0, min(self.batch_size, self.samples - first))):
-                made.put(slot, first + slot, self.reader, self._to_image)
-        except DataError as error:
-            return Failure(str(error))
-        return made.batch()
-
-    def _to_image(self, data: bytes) -> torch.Tensor:
-        return eval_image(data, self.image_size, self.resize_short_side, self._buffer)
-
-
-class _ToImage(Protocol):
-    def __call__(self, data: bytes) -> torch.Tensor: ...
-
-
-class _Made:
-    """A batch while it is filled, slot by slot."""
-
-    def __init__(self, size: int, image_size: int):
-        self.images = torch.zeros((size, 3, image_size, image_size), dtype=torch.uint8)
-        self.labels = torch.zeros(size, dtype=torch.int64)
-        self.sample_ids = torch.full((size,), -1, dtype=torch.int64)
-        self.seeds = torch.zeros(size, dtype=torch.int64)
-        self.bad: list[BadSample] = []
-
-    def put(self, slot: int, sample_id: int, reader: ShardReader, to_image: _ToImage) -> bool:
-        """Fill a slot; False (and the reason noted) when the sample cannot be used."""
-        shard, position = reader.locate(sample_id)
-        try:
-            sample = reader.read(sample_id)
-            try:
-                self.images[slot] = to_image(sample.data)
-            except ImageError as error:
-                raise BadSampleError(str(error), sample.key) from None
-        except BadSampleError as error:
-            key = error.key or f"sample {position}"
-            self.bad.append(BadSample(shard.file, key, str(error)))
-            return False
-        self.labels[slot] = sample.label
-        self.sample_ids[slot] = sample_id
-        return True
-
-    def batch(self) -> Batch:
-        return Batch(
-            images=self.images,
-            labels=self.labels,
-            sample_ids=self.sample_ids,
-            seeds=self.seeds,
-            valid=self.sample_ids >= 0,
-            bad=tuple(self.bad),
-        )
+def _shared(shape: tuple[int, ...], dtype: DTypeLike) -> torch.Tensor:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    try:
+        memory = mmap.mmap(-1, size)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"loader: {size / 2**20:,.0f} MiB of shared memory cannot be had ({error}); lower "
+            "data.workers_per_rank or data.prefetch_batches"
+        ) from None
+    return torch.from_numpy(np.frombuffer(memory, dtype=dtype).reshape(shape))

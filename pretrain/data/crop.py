@@ -117,10 +117,12 @@ def eval_image(
 
 def resize(pixels: PixelArray, height: int, width: int) -> torch.Tensor:
     """Resize uint8 [H, W, 3] to uint8 [3, height, width], bicubic, antialiased."""
-    # [H, W, 3] seen as channels-last [1, 3, H, W]: torch has a fast uint8 path for that layout.
+    # [H, W, 3] seen as channels-last [1, 3, H, W]: torch has a fast uint8 path for that layout,
+    # but only without gaps between the rows.
     image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
     if image.shape[2:] == (height, width):
         return image[0]
+    image = image.contiguous(memory_format=torch.channels_last)
     return F.interpolate(
         image, size=(height, width), mode="bicubic", antialias=True, align_corners=False
     )[0]

@@ -9,26 +9,25 @@ the first. A sample that cannot be used is reported and replaced by the next in 
 import ctypes
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pretrain.config.schema import AugmentConfig, DataConfig, EvalConfig
-from pretrain.data.batch import Batch, EvalSource, Failure, TrainSource
+from pretrain.data.batch import Batch, Slots
 from pretrain.data.manifest import Manifest, Shard, check_shards
 from pretrain.data.order import SampleOrder
 from pretrain.data.shards import ShardReader
+from pretrain.data.source import EvalSource, Failure, TrainSource
 from pretrain.errors import DataError
 from pretrain.world import World
 
 MIN_SAMPLES_JUDGED = 1000
 """The share of bad samples is judged over at least this many."""
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 # where torch keeps batches between processes
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,20 +35,23 @@ class Batches(Iterator[Batch]):
     """An iterator over batches that owns worker processes; close it, or use it in ``with``."""
 
     def __init__(
-        self, source: Dataset, numbers: Iterable[int], data: DataConfig, count_bad: "_BadCount"
+        self,
+        source: TrainSource | EvalSource,
+        numbers: Iterable[int],
+        data: DataConfig,
+        count_bad: "_BadCount",
     ):
         workers = data.workers_per_rank
+        self._slots = source.slots
         self._loader = DataLoader(
             source,
             batch_size=None,
-            sampler=numbers,
+            sampler=_Tasks(numbers, source.slots.count),
             num_workers=workers,
             prefetch_factor=data.prefetch_batches if workers else None,
             # Not forkserver: its server dies of the job's signals, and the workers with it.
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_Guard(os.getpid()) if workers else None,
-            # A rank that computes on the CPU beside a GPU must not open a context on it.
-            pin_memory=torch.cuda.is_initialized(),
         )
         self._batches = iter(self._loader)
         self._bad = count_bad
@@ -66,9 +68,12 @@ class Batches(Iterator[Batch]):
         """
         if self._closed:
             raise StopIteration
-        batch = next(self._batches)
-        if isinstance(batch, Failure):
-            raise DataError(batch.message)
+        made = next(self._batches)
+        if isinstance(made, Failure):
+            raise DataError(made.message)
+        # A rank that computes on the CPU beside a GPU must not open a context on it.
+        batch = self._slots[made.slot].copied(pinned=torch.cuda.is_initialized())
+        batch = replace(batch, bad=made.bad)
         self._bad.add(batch)
         return batch
 
@@ -102,8 +107,8 @@ def train_batches(
     """This rank's micro-batches of steps ``first_step`` to ``last_step - 1``, in order.
 
     Every rank calls it, from its main thread, with the same arguments but for ``world``; ranks do
-    not communicate. Step t takes positions t·G to (t + 1)·G of the stream; its micro-batch j of
-    rank r those from t·G + (r·A + j)·m on. Images are cropped, not yet augmented.
+    not communicate. Step t takes positions t·G to (t + 1)·G of the stream; micro-batch j of rank r
+    is the part of that batch from (r·A + j)·m on. Images are cropped, not yet augmented.
 
     Args:
         manifest: the shard set.
@@ -131,6 +136,7 @@ def train_batches(
     source = TrainSource(
         reader=ShardReader(manifest.root, shards, len(manifest.classes)),
         order=_order(shards, seed, data),
+        slots=_slots(data, micro_batch, image_size),
         image_size=image_size,
         crop_scale=augment.crop_scale,
         crop_ratio=augment.crop_ratio,
@@ -138,7 +144,6 @@ def train_batches(
         accumulation=accumulation,
         world=world,
     )
-    _check_shared_memory(data, micro_batch, image_size, world)
     numbers = range(first_step * accumulation, last_step * accumulation)
     return Batches(source, numbers, data, _BadCount(data.train_split, data.max_bad_fraction))
 
@@ -172,12 +177,12 @@ def eval_batches(
     source = EvalSource(
         reader=ShardReader(manifest.root, split.shards, len(manifest.classes)),
         samples=split.samples,
+        slots=_slots(data, size, image_size),
         image_size=image_size,
         resize_short_side=eval.resize,
         batch_size=size,
         world=world,
     )
-    _check_shared_memory(data, size, image_size, world)
     numbers = range(-(-split.samples // (size * world.size)))
     return Batches(source, numbers, data, _BadCount(split_name, data.max_bad_fraction))
 
@@ -186,24 +191,29 @@ def _order(shards: Sequence[Shard], seed: int, data: DataConfig) -> SampleOrder:
     return SampleOrder(
         [shard.samples for shard in shards],
         seed=seed,
-        block_samples=data.block_samples,
-        window_blocks=data.window_blocks,
+        lanes=data.lanes,
+        window_shards=data.window_shards,
     )
 
 
-def _check_shared_memory(data: DataConfig, batch_size: int, image_size: int, world: World) -> None:
-    """Refuse to start where batches would not fit: a worker would die of SIGBUS in mid-run."""
-    if not data.workers_per_rank or not _SHARED_MEMORY.is_dir():
-        return
-    waiting = (data.workers_per_rank * data.prefetch_batches + 1) * world.local_size
-    needed_mib = waiting * batch_size * 3 * image_size**2 / 2**20
-    free_mib = shutil.disk_usage(_SHARED_MEMORY).free / 2**20
-    if needed_mib > free_mib:
-        raise DataError(
-            f"{_SHARED_MEMORY}: {free_mib:,.0f} MiB free, the loaders of this node need "
-            f"{needed_mib:,.0f} MiB; give the container more shared memory, or lower "
-            "data.workers_per_rank or data.prefetch_batches (0 workers need none)"
-        )
+def _slots(data: DataConfig, batch_size: int, image_size: int) -> Slots:
+    """As many as the workers may hold, and the one that the rank is emptying."""
+    return Slots(data.workers_per_rank * data.prefetch_batches + 1, batch_size, image_size)
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """What the workers are told: batches by number, each with the slot to put it in.
+
+    A DataLoader never has more batches under way than workers · prefetch factor, and returns them
+    in order, so that a slot is empty when its turn comes again.
+    """
+
+    numbers: Iterable[int]
+    slots: int
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.numbers, cycle(range(self.slots)), strict=False)
 
 
 class _BadCount:

@@ -19,7 +19,7 @@ from pretrain.world import World
 
 
 def start(path: Path, workers: int, first_step: int = 0, last_step: int = 12) -> Batches:
-    data = DataConfig(path=str(path), workers_per_rank=workers, block_samples=4, window_blocks=5)
+    data = DataConfig(path=str(path), workers_per_rank=workers, lanes=3, window_shards=1)
     return train_batches(
         read_manifest(path), data, AugmentConfig(), seed=1, image_size=16, global_batch=16,
         micro_batch=8, accumulation=2, world=World(), first_step=first_step, last_step=last_step,

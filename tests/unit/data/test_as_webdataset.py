@@ -13,7 +13,7 @@ from pretrain.data.shards import ShardReader, read_index
 from pretrain.errors import DataError
 from pretrain.world import World
 
-DATA = DataConfig(path="unused", block_samples=3, window_blocks=4)
+DATA = DataConfig(path="unused", lanes=3, window_shards=2)
 
 
 def world(rank: int = 0, size: int = 1) -> World:
@@ -26,9 +26,11 @@ def stream(manifest, split="train", *, rank=0, size=1, **options):
 
 def expected_keys(manifest, first: int, count: int) -> list[str]:
     shards = manifest.split("train").shards
-    order = SampleOrder([s.samples for s in shards], seed=5, block_samples=3, window_blocks=4)
+    order = SampleOrder([s.samples for s in shards], seed=5, lanes=3, window_shards=2)
     reader = ShardReader(manifest.root, shards, len(manifest.classes))
-    return [reader.read(i).key for i in order.at(first, count).sample_ids.tolist()]
+    return [
+        reader.read(i).key for i in order.at(np.arange(first, first + count)).sample_ids.tolist()
+    ]
 
 
 def keys(samples) -> list[str]:
@@ -120,7 +122,7 @@ def test_bad_samples_are_errors_or_are_told_and_replaced(own_shard_set):
     path = own_shard_set.root / shard.file
     data = bytearray(path.read_bytes())
     data[int(record["offset"]) + 50] ^= 1
-    before = expected_keys(own_shard_set, 0, 43)
+    before = expected_keys(own_shard_set, 0, 45)
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"{shard.file}, .*: its bytes have changed"):
         list(stream(own_shard_set))
@@ -128,7 +130,8 @@ def test_bad_samples_are_errors_or_are_told_and_replaced(own_shard_set):
     found = keys(stream(own_shard_set, on_bad=bad.append))
     assert [item.shard for item in bad] == [shard.file]
     at = before.index(bad[0].key)
-    assert found == [*before[:at], before[at + 1], *before[at + 1 : 42]]
+    # The next of its lane, of three lanes.
+    assert found == [*before[:at], before[at + 3], *before[at + 1 : 42]]
 
 
 def test_what_is_no_image_is_bad(own_shard_set, monkeypatch):

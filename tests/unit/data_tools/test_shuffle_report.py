@@ -11,9 +11,7 @@ from pretrain.errors import DataError
 
 CLASSES = 50
 SHARDS, PER_SHARD = 40, 500
-SETTINGS = Settings(
-    global_batch=500, nodes=5, batches=20, seed=1, block_samples=20, window_blocks=64
-)
+SETTINGS = Settings(global_batch=500, nodes=5, batches=20, seed=1, lanes=5, window_shards=4)
 
 
 def a_split() -> Split:
@@ -34,38 +32,45 @@ def test_a_set_packed_in_random_order_is_as_good_as_a_uniform_shuffle():
 
 
 def test_a_sorted_set_read_through_small_windows_is_bad():
-    small = replace(SETTINGS, window_blocks=8, block_samples=200)
+    small = replace(SETTINGS, lanes=4, window_shards=2)
     mixing = measure(labels_in_order("sorted"), a_split(), small)
-    # 1,600 images of 8 blocks of 200, each of one class: four of them in mean in each batch.
-    assert mixing.collision_ratio > 4
+    # At a time four lanes of two to three shards, each of a class and a quarter.
+    assert mixing.collision_ratio > 3
     assert mixing.autocorrelation > 0.5
     assert not mixing.is_good
 
 
 def test_a_window_over_everything_is_a_uniform_shuffle_even_of_a_sorted_set():
-    whole = replace(SETTINGS, window_blocks=10**6)
+    whole = replace(SETTINGS, window_shards=SHARDS)
     mixing = measure(labels_in_order("sorted"), a_split(), whole)
     assert mixing.collision_ratio == pytest.approx(1, abs=0.1)
     assert mixing.is_good
 
 
 def test_shards_are_counted():
-    """One window of two blocks, each half of a shard: a batch is within it."""
-    narrow = replace(SETTINGS, block_samples=250, window_blocks=2, nodes=1)
+    """One lane whose windows are of two shards' worth: they touch two shards, or three."""
+    narrow = replace(SETTINGS, lanes=1, window_shards=2, nodes=1)
     mixing = measure(labels_in_order("shuffled"), a_split(), narrow)
-    assert 1 <= mixing.shards_per_batch <= 2
-    assert 1 <= mixing.shards_in_play <= 2
+    assert mixing.shards_per_batch == 2
+    assert mixing.shards_in_play == 2
     assert mixing.bytes_in_play == 10_240 * mixing.shards_in_play
     assert mixing.shards_per_batch_uniform == pytest.approx(40, abs=0.01)
-    wide = measure(labels_in_order("shuffled"), a_split(), replace(SETTINGS, window_blocks=10**6))
-    assert wide.shards_per_batch == 40
+    wide = measure(labels_in_order("shuffled"), a_split(), replace(SETTINGS, window_shards=40))
+    assert wide.shards_per_batch == wide.shards_in_play == 40
+
+
+def test_nodes_share_the_shards_in_play():
+    """Five lanes of windows of four shards, which begin in the middle of a shard."""
+    alone = measure(labels_in_order("shuffled"), a_split(), replace(SETTINGS, nodes=1))
+    assert 5 * 4 <= alone.shards_in_play <= 5 * 5
+    shared = measure(labels_in_order("shuffled"), a_split(), SETTINGS)
+    assert 4 <= shared.shards_in_play <= 5
 
 
 def test_collisions_are_counted_exactly():
-    """Two classes in alternating shards, blocks as large as a shard: every batch has one class."""
+    """Two classes in alternating shards, read one by one: every batch has one class."""
     labels = np.repeat(np.arange(SHARDS, dtype=np.int32) % 2, PER_SHARD)
-    one = replace(SETTINGS, block_samples=PER_SHARD, window_blocks=1)
-    mixing = measure(labels, a_split(), one)
+    mixing = measure(labels, a_split(), replace(SETTINGS, lanes=1, window_shards=1))
     total = SHARDS * PER_SHARD
     chance = 2 * (total / 2) * (total / 2 - 1) / (total * (total - 1))
     assert mixing.collision_ratios == pytest.approx(1 / chance)
@@ -102,16 +107,16 @@ def test_labels_come_from_the_indices(sorted_set):
 def test_the_command_warns_advises_and_plots(sorted_set, tmp_path, capsys):
     plot = tmp_path / "mixing.svg"
     arguments = [str(sorted_set.root), "--global-batch", "500", "--nodes", "5"]
-    sizes = ["--block-samples", "50", "--window-blocks", "4", "--plot", str(plot)]
+    sizes = ["--lanes", "4", "--window-shards", "2", "--plot", str(plot)]
     assert main([*arguments, *sizes]) == 1
     out = capsys.readouterr().out
     assert "20,000 samples of 50 classes in 40 shards" in out
     assert "warning: neighbouring images are alike" in out
-    assert "data.window_blocks=" in out
+    assert "data.window_shards=" in out
     assert "shuffles the whole split" in out
     assert b"<svg" in plot.read_bytes()
-    advised = out.partition("data.window_blocks=")[2].partition(" ")[0]
-    assert main([*arguments, "--block-samples", "50", "--window-blocks", advised]) == 0
+    advised = out.partition("data.window_shards=")[2].partition(" ")[0]
+    assert main([*arguments, "--lanes", "4", "--window-shards", advised]) == 0
     assert "warning" not in capsys.readouterr().out
 
 
