@@ -13,11 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
-from multiprocessing.sharedctypes import Synchronized
 
-from pretrain.config.schema import DataConfig
-from pretrain.data.cache import ShardCache, bytes_of, check_cache
-from pretrain.data.manifest import Manifest
+from pretrain.data.cache import ShardCache
 from pretrain.errors import DataError
 
 _PR_SET_PDEATHSIG = 1
@@ -29,40 +26,41 @@ _MOST_PAUSED = 8
 _NOT_SOON = 2**62
 
 
-class SharedStep:
-    """The step a node has reached: set by one of its ranks, read by processes forked from it."""
+class SharedNumber:
+    """A number that one process sets and those forked from it read."""
 
-    def __init__(self, step: int):
-        self._value: Synchronized[int] = multiprocessing.get_context("fork").Value("q", step)
+    def __init__(self, value: int):
+        # Without a lock, which a killed process would keep; eight bytes are written at once.
+        self._value = multiprocessing.get_context("fork").RawValue("q", value)
 
     @property
-    def step(self) -> int:
-        """The step that was set last."""
+    def value(self) -> int:
+        """What was set last."""
         return self._value.value
 
-    @step.setter
-    def step(self, step: int) -> None:
-        self._value.value = step
+    @value.setter
+    def value(self, value: int) -> None:
+        self._value.value = value
 
 
 class Upcoming:
     """The shards a node reads next; threads and forked processes may ask.
 
     Args:
-        numbers_from: the shard numbers this node reads from a step on, the soonest first; a
+        numbers_from: the shard numbers this node reads from a batch on, the soonest first; a
             number may come again. A pure function; only the beginning is looked at.
-        step: where the node is.
+        batch: number of the batch that the node is at.
     """
 
-    def __init__(self, numbers_from: Callable[[int], Iterable[int]], step: SharedStep):
+    def __init__(self, numbers_from: Callable[[int], Iterable[int]], batch: SharedNumber):
         self._numbers_from = numbers_from
-        self._step = step
+        self._batch = batch
         self._lock = threading.Lock()
-        self._known_step: int | None = None
+        self._known_batch: int | None = None
         self._places: dict[int, int] = {}
 
     def numbers(self) -> list[int]:
-        """Shard numbers from the present step on, each once, the soonest first."""
+        """Shard numbers from the present batch on, each once, the soonest first."""
         return list(self._now())
 
     def next_use(self, number: int) -> int:
@@ -71,64 +69,13 @@ class Upcoming:
 
     def _now(self) -> dict[int, int]:
         with self._lock:
-            step = self._step.step
-            if step != self._known_step:
+            batch = self._batch.value
+            if batch != self._known_batch:
                 places: dict[int, int] = {}
-                for place, number in enumerate(islice(self._numbers_from(step), _MOST_AHEAD)):
+                for place, number in enumerate(islice(self._numbers_from(batch), _MOST_AHEAD)):
                     places.setdefault(number, place)
-                self._known_step, self._places = step, places
+                self._known_batch, self._places = batch, places
             return self._places
-
-
-class RemoteSplit:
-    """What a rank needs to read a split of a remote set: its node's cache, and who fills it.
-
-    Every rank of a node makes one, from its main thread; that of local rank 0 fetches ahead.
-
-    Args:
-        manifest: of a remote set.
-        split_name: one of its splits.
-        data: the section of the config.
-        numbers_from: the shard numbers this node, all its ranks together, reads from a step on
-            (see `Upcoming`).
-        in_play: shard numbers that this node reads at a time; the cache must hold them all.
-        first_step: where the reading begins.
-        fetches_ahead: whether this is the rank that does.
-
-    Raises:
-        DataError: the cache cannot be made, or is too small for what is in play.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        split_name: str,
-        data: DataConfig,
-        *,
-        numbers_from: Callable[[int], Iterable[int]],
-        in_play: Iterable[int],
-        first_step: int,
-        fetches_ahead: bool,
-    ):
-        shards = manifest.split(split_name).shards
-        numbers = set(in_play)
-        needed_bytes = sum(bytes_of(shards[number]) for number in numbers)
-        check_cache(data, needed_bytes, f"the {len(numbers)} shards a node reads at a time")
-        self._step = SharedStep(first_step)
-        upcoming = Upcoming(numbers_from, self._step)
-        self.cache = ShardCache(manifest, split_name, data, upcoming.next_use)
-        self._prefetcher: Prefetcher | None = None
-        if fetches_ahead:
-            self._prefetcher = Prefetcher(self.cache, upcoming, data.remote_transfers)
-
-    def reach(self, step: int) -> None:
-        """Say which step this rank reads now."""
-        self._step.step = step
-
-    def close(self) -> None:
-        """Fetch no more; the cache stays."""
-        if self._prefetcher is not None:
-            self._prefetcher.close()
 
 
 class Prefetcher:

@@ -7,14 +7,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import config_of, manifest_of
 from servers import Fault
 
+from pretrain.config.schema import DataConfig
 from pretrain.data import remote
 from pretrain.data.cache import ShardCache, bytes_of
-from pretrain.data.prefetch import Prefetcher, RemoteSplit, SharedStep, Upcoming
+from pretrain.data.manifest import read_manifest
+from pretrain.data.order import SampleOrder
+from pretrain.data.prefetch import Prefetcher, SharedNumber, Upcoming
+from pretrain.data.remote_split import RemoteSplit, remote_eval_split, remote_train_split
 from pretrain.errors import DataError
+from pretrain.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +36,7 @@ class Node:
         shards = self.manifest.split("train").shards
         most = max(map(bytes_of, shards))
         data = data.model_copy(update={"cache_gib": room * most / 2**30})
-        self.step = SharedStep(0)
+        self.step = SharedNumber(0)
         self.upcoming = Upcoming(lambda step: range(step, len(shards)), self.step)
         self.cache = ShardCache(self.manifest, "train", data, self.upcoming.next_use)
         self.prefetcher = Prefetcher(self.cache, self.upcoming, transfers)
@@ -59,11 +65,11 @@ def node(data):
 
 
 def test_the_future_is_a_function_of_the_step():
-    step = SharedStep(5)
+    step = SharedNumber(5)
     upcoming = Upcoming(lambda now: iter([now, now + 2, now, now + 1]), step)
     assert upcoming.numbers() == [5, 7, 6]
     assert upcoming.next_use(5) < upcoming.next_use(7) < upcoming.next_use(6)
-    step.step = 7
+    step.value = 7
     assert upcoming.numbers() == [7, 9, 8]
     assert upcoming.next_use(5) == upcoming.next_use(6) > 1000
 
@@ -73,7 +79,7 @@ def test_it_runs_ahead_as_far_as_there_is_room_and_follows_the_step(node):
     one.wait_for([0, 1, 2])
     time.sleep(1.5)
     assert one.there() == [0, 1, 2]  # what is needed sooner does not go
-    one.step.step = 2
+    one.step.value = 2
     one.wait_for([2, 3, 4])
     assert one.prefetcher.process.is_alive()
 
@@ -90,7 +96,7 @@ def test_nothing_depends_on_it(node):
     one = node(room=3)
     os.kill(one.prefetcher.process.pid, signal.SIGKILL)
     for number in range(len(one.cache.shards)):
-        one.step.step = number
+        one.step.value = number
         assert one.cache.fetch(number)
 
 
@@ -117,12 +123,13 @@ import os, signal, sys
 sys.path[:0] = {path!r}
 from pretrain.config.schema import DataConfig
 from pretrain.data.manifest import read_manifest
-from pretrain.data.prefetch import RemoteSplit
+from pretrain.data.remote_split import RemoteSplit
+from pretrain.world import World
 data = DataConfig(path={url!r}, cache_dir={cache!r})
 manifest = read_manifest(data.path, cache_dir=data.cache_dir)
 signal.signal(signal.SIGTERM, lambda *_: None)  # as a rank does
-split = RemoteSplit(manifest, "train", data, numbers_from=lambda step: [], in_play=[0],
-                    first_step=0, fetches_ahead=True)
+split = RemoteSplit(manifest, "train", data, World(), numbers_from=lambda batch: [],
+                    shards_in_play=1, first_batch=0)
 print(split._prefetcher.process.pid, flush=True)
 """
 
@@ -143,50 +150,67 @@ def test_it_ends_with_its_rank_however_that_ends(data, end, code):
         time.sleep(0.05)
 
 
-def test_a_split_is_fetched_ahead_by_one_rank_of_the_node(data):
+def test_one_rank_of_a_node_fetches_what_its_lanes_read(data):
     manifest = manifest_of(data)
-    count = len(manifest.split("train").shards)
-
-    def split(rank: int) -> RemoteSplit:
-        return RemoteSplit(
-            manifest,
-            "train",
-            data,
-            numbers_from=lambda step: range(step, count),
-            in_play=[0, 1],
-            first_step=count - 2,
-            fetches_ahead=rank == 0,
+    counts = [shard.samples for shard in manifest.split("train").shards]
+    order = SampleOrder(counts, seed=0, lanes=4, window_shards=1)
+    worlds = [World(rank, 4, rank % 2, 2) for rank in range(4)]
+    splits = [
+        remote_train_split(
+            manifest, data, order, world, micro_batch=3, accumulation=1, first_step=0
         )
-
-    first, second = split(0), split(1)
+        for world in worlds[2:]
+    ]
+    lanes = order.lanes_of(6, 12, 12)
+    wanted = np.flatnonzero(order.next_uses(0, lanes) < 12).tolist()
+    assert 0 < len(wanted) < len(counts)
     try:
         give_up = time.monotonic() + 30
-        while not all(map(second.cache.holds, (count - 2, count - 1))):
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
-        assert not second.cache.holds(0)
-        first.reach(0)
-        while not all(map(second.cache.holds, range(count))):
+        while not all(map(splits[1].cache.holds, wanted)):
             assert time.monotonic() < give_up
             time.sleep(0.05)
     finally:
-        first.close()
-        second.close()
+        for split in splits:
+            split.close()
+
+
+def test_evaluation_is_fetched_in_the_order_of_the_manifest(data):
+    manifest = manifest_of(data)
+    split = remote_eval_split(manifest, "validation", data, World(), 4)
+    try:
+        give_up = time.monotonic() + 30
+        while not all(map(split.cache.holds, range(len(split.cache.shards)))):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        ends = np.cumsum([shard.samples for shard in split.cache.shards])
+        for batch in range(3):
+            at = int(np.searchsorted(ends, 4 * batch, side="right"))
+            uses = [split.cache._next_use(number) for number in range(len(ends))]
+            assert np.argsort(uses, kind="stable")[0] == at
+            split.advance()
+    finally:
+        split.close()
+
+
+def test_a_local_set_needs_none_of_this(published):
+    manifest = read_manifest(published / "set")
+    config = DataConfig(path=str(published / "set"))
+    assert remote_eval_split(manifest, "train", config, World(), 4) is None
 
 
 def test_a_cache_smaller_than_what_is_in_play_is_refused(data):
     manifest = manifest_of(data)
-    shards = manifest.split("train").shards
-    small = data.model_copy(update={"cache_gib": 2 * max(map(bytes_of, shards)) / 2**30})
-    with pytest.raises(DataError, match=r"too few for the 4 shards a node reads at a time: "):
+    most = max(map(bytes_of, manifest.split("train").shards))
+    small = data.model_copy(update={"cache_gib": 2 * most / 2**30})
+    with pytest.raises(DataError, match=r"too few for the 4 shards that a node reads at a time: "):
         RemoteSplit(
             manifest,
             "train",
             small,
-            numbers_from=lambda step: [],
-            in_play=[0, 1, 2, 3, 3],
-            first_step=0,
-            fetches_ahead=True,
+            World(),
+            numbers_from=lambda batch: [],
+            shards_in_play=4,
+            first_batch=0,
         )
 
 

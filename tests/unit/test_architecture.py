@@ -40,7 +40,7 @@ TORCH_FREE = (
     "pretrain.plan.render",
     "pretrain.data.cache",
     "pretrain.data.manifest",
-    "pretrain.data.prefetch",
+    "pretrain.data.remote_split",
     "pretrain.data.order",
     "pretrain.models.variants",
     "pretrain.metrics.names",
