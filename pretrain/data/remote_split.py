@@ -72,7 +72,6 @@ def remote_train_split(
     data: DataConfig,
     order: SampleOrder,
     world: World,
-    *,
     micro_batch: int,
     accumulation: int,
     first_step: int,

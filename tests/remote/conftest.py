@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from servers import Proxy, nginx
+from servers import Proxy, config_of, nginx
 
 from data_tools.build import main as build
 from pretrain.config.schema import DataConfig
-from pretrain.data.manifest import Manifest, read_manifest
 
 
 @pytest.fixture(scope="session")
@@ -42,16 +41,6 @@ def proxy(nginx_port) -> Iterator[Proxy]:
     proxy = Proxy(nginx_port)
     yield proxy
     proxy.close()
-
-
-def config_of(url: str, cache: Path, **fields) -> DataConfig:
-    """A config with short deadlines."""
-    deadlines = {"remote_stall_seconds": 2.0, "remote_retry_seconds": 2.0}
-    return DataConfig(path=url, cache_dir=str(cache), **(deadlines | fields))
-
-
-def manifest_of(data: DataConfig) -> Manifest:
-    return read_manifest(data.path, cache_dir=data.cache_dir, allow_pipe=data.allow_pipe)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real nginx, and a proxy before it that breaks transfers as scripted."""
+"""A real nginx, a proxy before it that breaks transfers as scripted, and configs to read them."""
 
 import http.client
 import shutil
@@ -15,6 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from pretrain.config.schema import DataConfig
+from pretrain.data.manifest import Manifest, read_manifest
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 CONF = """\
@@ -188,3 +191,13 @@ class _Handler(BaseHTTPRequestHandler):
             return answer.status, {n: answer.headers[n] for n in kept if answer.headers[n]}, body
         finally:
             connection.close()
+
+
+def config_of(url: str, cache: Path, **fields) -> DataConfig:
+    """A config with short deadlines."""
+    deadlines = {"remote_stall_seconds": 2.0, "remote_retry_seconds": 2.0}
+    return DataConfig(path=url, cache_dir=str(cache), **(deadlines | fields))
+
+
+def manifest_of(data: DataConfig) -> Manifest:
+    return read_manifest(data.path, cache_dir=data.cache_dir, allow_pipe=data.allow_pipe)

@@ -7,8 +7,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import config_of, manifest_of
-from servers import free_port
+from servers import config_of, free_port, manifest_of
 
 from pretrain.data.cache import ShardCache
 from pretrain.data.manifest import check_shards, read_manifest

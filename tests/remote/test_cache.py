@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import config_of, manifest_of
-from servers import Fault, Proxy
+from servers import Fault, Proxy, config_of, manifest_of
 
 from pretrain.config.schema import DataConfig
 from pretrain.data import cache_space, remote

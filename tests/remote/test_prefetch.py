@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import config_of, manifest_of
-from servers import Fault
+from servers import Fault, config_of, manifest_of
 
 from pretrain.config.schema import DataConfig
 from pretrain.data import remote
@@ -155,12 +154,7 @@ def test_one_rank_of_a_node_fetches_what_its_lanes_read(data):
     counts = [shard.samples for shard in manifest.split("train").shards]
     order = SampleOrder(counts, seed=0, lanes=4, window_shards=1)
     worlds = [World(rank, 4, rank % 2, 2) for rank in range(4)]
-    splits = [
-        remote_train_split(
-            manifest, data, order, world, micro_batch=3, accumulation=1, first_step=0
-        )
-        for world in worlds[2:]
-    ]
+    splits = [remote_train_split(manifest, data, order, world, 3, 1, 0) for world in worlds[2:]]
     lanes = order.lanes_of(6, 12, 12)
     wanted = np.flatnonzero(order.next_uses(0, lanes) < 12).tolist()
     assert 0 < len(wanted) < len(counts)
