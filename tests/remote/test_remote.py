@@ -1,6 +1,7 @@
 """One file from a server: whatever breaks, the right bytes come in the end, or one clear line."""
 
 import hashlib
+import importlib.util
 import os
 import socket
 import subprocess
@@ -292,3 +293,10 @@ def test_any_file_system_of_fsspec_will_do(content, tmp_path):
 def test_an_unknown_protocol_is_final(content, tmp_path):
     with pytest.raises(DataError, match="Protocol not known: gopher"):
         Target(tmp_path, "gopher://host/set", content).download()
+
+
+def test_a_missing_package_is_named(content, tmp_path):
+    if importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(DataError, match="Please install gcsfs to access Google Storage"):
+        Target(tmp_path, "gs://bucket/set", content).download()
