@@ -3,9 +3,9 @@
 python benchmarks/order.py [--rounds 7]
 
 ImageNet-22K: 14.2 million samples in 4,600 shards, global batch 4,096, resumed in the middle of an
-epoch. Each round measures, each in a fresh process, how long it takes until the first micro-batch of
-a rank is known, what every further one takes, and the memory that this added. The sampler is given
-the whole epoch's permutation, as it always makes it, and the list is cut where the job resumes.
+epoch. Each round measures, each in a fresh process, how long it takes until the first micro-batch
+of a rank is known, what every further one takes, and the memory that this added. The sampler makes
+the whole epoch's permutation, as it always does, and the list is cut where the job resumes.
 Medians with the least and the greatest; the ratio is between runs of the same round.
 """
 
@@ -48,7 +48,7 @@ class _Numbers(Dataset):
 
 
 def distributed_sampler() -> dict[str, float]:
-    """torch's sampler for one of 64 ranks."""
+    """The sampler of torch for one of 64 ranks."""
     numbers = _Numbers()
     begin, before = time.perf_counter(), _peak_kib()
     sampler = DistributedSampler(numbers, num_replicas=BATCH // MICRO_BATCH, rank=0, seed=0)

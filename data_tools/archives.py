@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,17 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.names import Names, shared
 from data_tools.progress import progress_bar
 from data_tools.raw import MAX_IMAGE_BYTES
 from data_tools.sources import Skipped
-from data_tools.tars import FileExtent, Member, walk
+from data_tools.tars import FileExtent, walk
 from pretrain.errors import DataError
 
-SYNSET = re.compile(r"n\d{8}")
-SYNSET_TAR = re.compile(r"(n\d{8})\.tar")
-_IMAGE = re.compile(r"(?:(n\d{8})_\d+|ILSVRC2012_val_\d{8})\.(?:JPEG|jpeg|jpg|JPG)")
-_PENDING_IMAGES = 500_000
+SYNSET = re.compile(r"n[0-9]{8}")
+SYNSET_TAR = re.compile(r"(n[0-9]{8})\.tar")
+_IMAGE = re.compile(r"(?:(n[0-9]{8})_[0-9]+|ILSVRC2012_val_[0-9]{8})\.(?:JPEG|jpeg|jpg|JPG)")
+_PENDING_IMAGES = 100_000
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,21 @@ class Listed:
     Attributes:
         wnid: the class.
         file: the archive they lie in.
-        names: bytes [images], file names without folders, in the order of the archive.
+        above: the folder that holds the folder of the class, where that tells splits apart.
+        names: of the files, without folders, in the order of the archive.
         offsets: int64 [images].
-        sizes: int64 [images].
-        deflated: int64 [images], bytes an image takes there where it is compressed (as in zips),
+        sizes: uint32 [images].
+        deflated: uint32 [images], bytes an image takes there where it is compressed (as in zips),
             else 0; None where none is.
     """
 
     wnid: str
     file: Path
-    names: NDArray[np.bytes_]
+    above: str
+    names: Names
     offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    deflated: NDArray[np.int64] | None = None
+    sizes: NDArray[np.uint32]
+    deflated: NDArray[np.uint32] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,16 @@ def is_gzip(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def list_plain(archives: Iterable[tuple[Path, str | None]], workers: int) -> Listing:
+def list_plain(
+    archives: Iterable[tuple[Path, str | None]], workers: int, splits: Sequence[str] = ()
+) -> Listing:
     """List tar files that are not compressed.
 
     Args:
         archives: each with the class it is of; None where it holds several.
         workers: processes.
+        splits: names of folders; where given, only what lies in class folders in them is listed,
+            and says in which.
 
     Raises:
         DataError: an archive is missing, damaged, cut short or holds what is refused.
@@ -81,7 +88,7 @@ def list_plain(archives: Iterable[tuple[Path, str | None]], workers: int) -> Lis
         try:
             size = path.stat().st_size
             if wnid is None:
-                found, inner = _list_outer(path, size)
+                found, inner = _list_outer(path, size, splits)
                 _extended(listing, [found])
                 parts.extend(inner)
             else:
@@ -108,30 +115,62 @@ def _extended(listing: Listing, more: Iterable[Listing]) -> Listing:
     return listing
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where a file of an archive belongs, by the folders it lies in.
+
+    Attributes:
+        wnid: name of its folder, perhaps a class.
+        above: name of the folder that one lies in, where that tells splits apart; else empty.
+    """
+
+    wnid: str
+    above: str = ""
+
+
+def home_of(folder: str, splits: Sequence[str], archive: Path) -> Home | None:
+    """The home of what lies in a folder of an archive; None where it was not asked for.
+
+    Raises:
+        DataError: it is another edition, whose splits would be thrown together.
+    """
+    parts = ["", *folder.split("/")]
+    if not splits and parts[-2].startswith("imagenet21k_"):
+        raise DataError(
+            f"{archive}: holds {parts[-2]}/, so it is ImageNet-21K-P; build it with "
+            "`python -m data_tools.build imagenet21kp`"
+        )
+    if not splits:
+        return Home(parts[-1])
+    return Home(parts[-1], parts[-2]) if parts[-2] in splits else None
+
+
 class Collector:
     """Gathers the images of one archive; lists are turned into arrays now and then."""
 
     def __init__(self) -> None:
         self.listing = Listing([], [])
-        self._pending: dict[tuple[str, Path], list[tuple[bytes, int, int, int]]] = defaultdict(list)
+        self._pending: dict[tuple[str, Path, str], list[tuple[bytes, int, int, int]]]
+        self._pending = defaultdict(list)
         self._count = 0
 
     def add(
-        self, wnid: str, file: Path, name: str, offset: int, size: int, deflated: int = 0
+        self, home: "Home", file: Path, name: str, offset: int, size: int, deflated: int = 0
     ) -> None:
         """Note an image."""
-        self._pending[wnid, file].append((name.encode(), offset, size, deflated))
+        entry = (name.encode(), offset, size, deflated)
+        self._pending[home.wnid, file, home.above].append(entry)
         self._count += 1
         if self._count >= _PENDING_IMAGES:
             self.flush()
 
     def flush(self) -> Listing:
         """Everything noted so far."""
-        for (wnid, file), entries in self._pending.items():
-            names = np.array([entry[0] for entry in entries])
-            offsets, sizes, deflated = np.array([e[1:] for e in entries], dtype=np.int64).T.copy()
-            packed = deflated if deflated.any() else None
-            self.listing.images.append(Listed(wnid, file, names, offsets, sizes, packed))
+        for (wnid, file, above), entries in self._pending.items():
+            names, offsets, sizes, deflated = zip(*entries, strict=True)
+            packed = np.array(deflated, dtype=np.uint32) if any(deflated) else None
+            places = np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.uint32)
+            self.listing.images.append(Listed(wnid, file, above, shared(names), *places, packed))
         self._pending.clear()
         self._count = 0
         return self.listing
@@ -152,20 +191,19 @@ class _Part:
     must_end: bool
 
 
-def _list_outer(path: Path, size: int) -> tuple[Listing, list[_Part]]:
+def _list_outer(path: Path, size: int, splits: Sequence[str]) -> tuple[Listing, list[_Part]]:
     collector, parts = Collector(), []
     with path.open("rb") as file:
         check_is_tar(path, file)
         extent = FileExtent(file.fileno(), 0, size)
         for member in walk(extent, str(path)):
             folder, _, name = member.name.rpartition("/")
-            inner = SYNSET_TAR.fullmatch(name)
-            if inner is not None:
+            inner, home = SYNSET_TAR.fullmatch(name), home_of(folder, splits, path)
+            if inner is not None and not splits:
                 end = member.offset + member.bytes
                 parts.append(_Part(path, inner[1], member.offset, end, must_end=False))
-            else:
-                wnid = folder.rpartition("/")[2]
-                take(collector, member, wnid, path, member.offset)
+            elif home is not None:
+                take(collector, home, member.name, member.bytes, path, member.offset)
     return collector.flush(), parts
 
 
@@ -194,7 +232,8 @@ def _list_part(part: _Part) -> Listing:
                 check_is_tar(part.file, file)
             extent = FileExtent(file.fileno(), part.offset, part.end)
             for member in walk(extent, where, must_end=part.must_end):
-                take(collector, member, part.wnid, part.file, member.offset)
+                home = Home(part.wnid)
+                take(collector, home, member.name, member.bytes, part.file, member.offset)
     except OSError as error:
         raise DataError(f"{part.file}: cannot be read: {error.strerror}") from None
     return collector.flush()
@@ -206,48 +245,70 @@ def _list_folder(part: _Part) -> Listing:
         with os.scandir(part.file) as entries:
             for entry in entries:
                 if entry.is_file():
-                    member = Member(entry.name, 0, entry.stat().st_size, 0)
-                    take(collector, member, part.wnid, part.file, 0)
+                    size = entry.stat().st_size
+                    take(collector, Home(part.wnid), entry.name, size, part.file, 0)
     except OSError as error:
         raise DataError(f"{part.file}: cannot be listed: {error.strerror}") from None
     return collector.flush()
 
 
 def take(
-    collector: Collector, member: Member, wnid: str, file: Path, offset: int, deflated: int = 0
+    collector: Collector,
+    home: Home,
+    path: str,
+    size: int,
+    file: Path,
+    offset: int,
+    deflated: int = 0,
 ) -> bool:
-    """Note a member as an image of a class, or why it is none; True for an image."""
-    name = member.name.rpartition("/")[2]
+    """Note a file as an image of a class, or why it is none; True for an image.
+
+    Args:
+        collector: to be told.
+        home: where it belongs.
+        path: its name, perhaps with folders.
+        size: its bytes.
+        file: the archive it lies in.
+        offset: of its first byte there.
+        deflated: bytes it takes there, if that is compressed.
+    """
+    name = path.rpartition("/")[2]
     if name.startswith("."):
         return False
-    match = _IMAGE.fullmatch(name)
-    if match is None or SYNSET.fullmatch(wnid) is None:
-        collector.skip(member.name, "its name is not that of an image in a class")
-    elif match[1] not in (wnid, None):
-        collector.skip(f"{wnid}/{name}", f"its name says {match[1]}, it lies in {wnid}")
-    elif member.bytes > MAX_IMAGE_BYTES:
-        collector.skip(f"{wnid}/{name}", f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+    match, is_class = _IMAGE.fullmatch(name), SYNSET.fullmatch(home.wnid) is not None
+    told = f"{home.wnid}/{name}" if is_class else path
+    if match is None or not is_class:
+        collector.skip(told, "its name is not that of an image in a class")
+    elif match[1] not in (home.wnid, None):
+        collector.skip(told, f"its name says {match[1]}, it lies in {home.wnid}")
+    elif max(size, deflated) > MAX_IMAGE_BYTES:
+        collector.skip(told, f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
     else:
-        collector.add(wnid, file, name, offset, member.bytes, deflated)
+        collector.add(home, file, name, offset, size, deflated)
         return True
     return False
 
 
 def take_flat(
-    collector: Collector, member: Member, truth: Mapping[str, str], file: Path
+    collector: Collector,
+    truth: Mapping[str, str],
+    path: str,
+    size: int,
+    file: Path,
+    offset: int,
 ) -> set[str]:
     """Note a validation image, whose class only ``truth`` (name without suffix → id) knows.
 
     Returns:
         Its name without suffix; nothing where ``truth`` does not know it.
     """
-    name = member.name.rpartition("/")[2]
+    name = path.rpartition("/")[2]
     stem = name.rpartition(".")[0]
     if stem not in truth:
         if not name.startswith("."):
-            collector.skip(member.name, "nothing tells its class")
+            collector.skip(path, "nothing tells its class")
         return set()
-    take(collector, member, truth[stem], file, member.offset)
+    take(collector, Home(truth[stem]), path, size, file, offset)
     return {stem}
 
 

@@ -72,7 +72,7 @@ def build(
     plan: dict[str, object] = {"source": _digest(source), "--name": name, "--seed": seed}
     plan |= {"--shard-mib": shard_mib, "--max-side": max_side}
     with (
-        staged(destination, plan=plan, done=f"*{RECORD_SUFFIX}*") as stage,
+        staged(destination, plan=plan, done=f"*{RECORD_SUFFIX}") as stage,
         progress_bar(f"packing {name}", source.listed) as advance,
     ):
         packed = pack(
@@ -89,7 +89,7 @@ def build(
             manifest = _manifest(source, destination, name, packed)
         except DataError:
             # The source is at fault: nothing of this is worth continuing.
-            for record in stage.glob(f"*{RECORD_SUFFIX}*"):
+            for record in stage.glob(f"*{RECORD_SUFFIX}"):
                 record.unlink()
             raise
         lines = _reported(source, packed, stage, destination)
@@ -115,11 +115,13 @@ def main(arguments: list[str]) -> int:
     _add_spool(large)
     for name, about in (
         ("imagenet1k", "ILSVRC2012: tars with the development kit, Kaggle's layout, or folders"),
-        ("imagenet21kp", "ImageNet-21K-P: imagenet21k_train/ and imagenet21k_val/"),
+        ("imagenet21kp", "imagenet21k_resized.tar.gz, or imagenet21k_train/ and imagenet21k_val/"),
     ):
         one = kinds.add_parser(name, help=about)
         _add_common(one, about, name, carve=False)
         _add_class_order(one)
+        if name == "imagenet21kp":
+            _add_spool(one)
     kinds.add_parser("index", help="shards that somebody else wrote, left as they are")
     folder = kinds.add_parser("imagefolder", help="directories of class folders")
     _add_common(folder, "directory that holds train/, or class folders", None)
@@ -143,7 +145,7 @@ def main(arguments: list[str]) -> int:
         workers=options.workers,
         max_side=options.max_side,
     )
-    if options.kind == "imagenet22k":
+    if "spool" in options:
         from data_tools.spool import remove_spool
 
         remove_spool(spool)
@@ -217,8 +219,11 @@ def _source(options: argparse.Namespace, spool: Path) -> "Source":
     if options.kind != "imagenet22k":
         from data_tools.imagenet1k import imagenet1k, imagenet21kp
 
-        listed = imagenet1k if options.kind == "imagenet1k" else imagenet21kp
-        return listed(options.source, order=options.class_order, workers=options.workers)
+        if options.kind == "imagenet1k":
+            return imagenet1k(options.source, order=options.class_order, workers=options.workers)
+        return imagenet21kp(
+            options.source, order=options.class_order, spool=spool, workers=options.workers
+        )
     from data_tools.imagenet22k import imagenet22k
 
     return imagenet22k(
@@ -259,7 +264,8 @@ def _digest(source: "Source") -> str:
     """Digest of what is to be packed: names, labels and sizes, in order, and the classes."""
     digest = hashlib.sha256(json.dumps([source.classes, sorted(source.splits)]).encode())
     for _, images in sorted(source.splits.items()):
-        for array in (images.names, images.labels, images.sizes):
+        digest.update(repr((images.heads, images.ends)).encode())
+        for array in (images.cores, images.labels, images.sizes):
             digest.update(str(array.dtype).encode())
             digest.update(array.data)
     return digest.hexdigest()
@@ -304,10 +310,7 @@ def _reported(
         if not items:
             continue
         lines = sorted("\t".join(map(_printable, dataclasses.astuple(item))) for item in items)
-        try:
-            (stage / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{stage / file}: cannot be written: {error.strerror}") from None
+        (stage / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
         shown.append(f"{what} {len(lines):,} files, all listed in {destination / file}:")
         shown += ["  " + line.replace("\t", ": ") for line in lines[:_LINES_SHOWN]]
     return shown

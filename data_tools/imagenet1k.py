@@ -8,7 +8,8 @@ ImageNet-1K (ILSVRC2012) is one directory with
 - or ``train.zip``, ``val.zip`` and their tables, as the official Swin code takes them;
 - or ``train/`` and ``val/`` with a folder for each class.
 
-All give the same source. ImageNet-21K-P is ``imagenet21k_train/`` and ``imagenet21k_val/``.
+All give the same source. ImageNet-21K-P is ``imagenet21k_train/`` and ``imagenet21k_val/``, or the
+archive they come in.
 """
 
 import csv
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from data_tools.archives import SYNSET, Collector, Listing, list_folders, list_plain, take_flat
 from data_tools.class_orders import class_order, imageless
-from data_tools.imagenet22k import assemble
+from data_tools.imagenet22k import assemble, list_archive
 from data_tools.mat5 import MAX_BYTES, read_synsets
 from data_tools.sources import Images, Skipped, Source
 from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP, list_swin_zips
@@ -30,6 +31,8 @@ from pretrain.errors import DataError
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
+TRAIN_21K, VAL_21K = "imagenet21k_train", "imagenet21k_val"
+SMALL_21K = "imagenet21k_small_classes"
 KAGGLE_DATA = "ILSVRC/Data/CLS-LOC"
 KAGGLE_TRUTH = "LOC_val_solution.csv"
 KAGGLE_NAMES = "LOC_synset_mapping.txt"
@@ -72,17 +75,38 @@ def imagenet1k(path: Path, *, order: str, workers: int) -> Source:
     )
 
 
-def imagenet21kp(path: Path, *, order: str, workers: int) -> Source:
+def imagenet21kp(path: Path, *, order: str, spool: Path, workers: int) -> Source:
     """List ImageNet-21K-P.
 
+    Of the archive only the two folders are read: its ``imagenet21k_small_classes`` had no part in
+    the published training.
+
+    Args:
+        path: the archive, compressed or not, or a directory with the two folders.
+        order: name of the class order, from `data_tools.class_orders`.
+        spool: directory for the images of a compressed archive.
+        workers: processes.
+
     Raises:
-        DataError: the path is nothing of this kind.
+        DataError: the path is nothing of this kind, or damaged.
     """
-    if not ((path / "imagenet21k_train").is_dir() and (path / "imagenet21k_val").is_dir()):
-        raise DataError(
-            f"{path}: expected a directory with imagenet21k_train/ and imagenet21k_val/"
+    splits = (TRAIN_21K, VAL_21K)
+    if path.is_file():
+        listing = list_archive(path, spool=spool, workers=workers, splits=splits)
+        train, val = (
+            Listing([part for part in listing.images if part.above == split], skipped)
+            for split, skipped in zip(splits, (listing.skipped, []), strict=True)
         )
-    return _folders(path, "imagenet21k_train", "imagenet21k_val", order, workers)
+        listing.images.clear()
+        return _source(
+            path, order, {}, (train, path / TRAIN_21K), (val, path / VAL_21K), flat=False
+        )
+    if not all((path / split).is_dir() for split in splits):
+        raise DataError(
+            f"{path}: expected imagenet21k_resized.tar.gz, or a directory with {TRAIN_21K}/ and "
+            f"{VAL_21K}/"
+        )
+    return _folders(path, TRAIN_21K, VAL_21K, order, workers)
 
 
 def _folders(path: Path, train: str, val: str, order: str, workers: int) -> Source:
@@ -135,7 +159,8 @@ def _validation_tar(path: Path, truth: Mapping[str, str]) -> Listing:
         with path.open("rb") as file:
             extent = FileExtent(file.fileno(), 0, path.stat().st_size)
             for member in walk(extent, str(path)):
-                seen |= take_flat(collector, member, truth, path)
+                at = path, member.offset
+                seen |= take_flat(collector, truth, member.name, member.bytes, *at)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     _check_complete(path, seen, truth)
@@ -143,14 +168,12 @@ def _validation_tar(path: Path, truth: Mapping[str, str]) -> Listing:
 
 
 def _validation_folder(folder: Path, truth: Mapping[str, str]) -> Listing:
-    from data_tools.tars import Member
-
     collector, seen = Collector(), set[str]()
     try:
         for entry in folder.iterdir():
             if entry.is_file():
-                member = Member(entry.name, 0, entry.stat().st_size, 0)
-                seen |= take_flat(collector, member, truth, folder)
+                size = entry.stat().st_size
+                seen |= take_flat(collector, truth, entry.name, size, folder, 0)
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
     _check_complete(folder, seen, truth)

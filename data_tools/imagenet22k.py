@@ -5,10 +5,16 @@ compressed tar of tars, or of folders), a directory of ``nXXXXXXXX.tar``, a dire
 ``nXXXXXXXX``.
 """
 
+import os
+from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_tools.archives import (
     SYNSET,
@@ -20,10 +26,12 @@ from data_tools.archives import (
     list_plain,
 )
 from data_tools.class_orders import class_order, imageless
+from data_tools.names import Names, joined, shared
 from data_tools.sources import Images, Places, Skipped, Source, draw_per_class
 from data_tools.spool import list_gzip
 from pretrain.errors import DataError
 
+_AGAIN = "another of its name comes later in the archive"
 VALIDATION_SHARE = 10
 """A class gives images to a validation split when it has this many times as many."""
 
@@ -73,11 +81,7 @@ def list_synsets(path: Path, *, spool: Path, workers: int) -> Listing:
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected an archive or a directory of synsets")
     if path.is_file():
-        try:
-            packed = is_gzip(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        return list_gzip(path, spool) if packed else list_plain([(path, None)], workers)
+        return list_archive(path, spool=spool, workers=workers)
     root, folders, tars = _synsets_in(path)
     if folders and tars:
         raise DataError(
@@ -89,13 +93,32 @@ def list_synsets(path: Path, *, spool: Path, workers: int) -> Listing:
     return list_plain([(root / name, name.removesuffix(".tar")) for name in tars], workers)
 
 
+def list_archive(path: Path, *, spool: Path, workers: int, splits: Sequence[str] = ()) -> Listing:
+    """List one archive, compressed or not.
+
+    Args:
+        path: the file.
+        spool: directory for the images of a compressed archive.
+        workers: processes.
+        splits: as for `data_tools.archives.list_plain`.
+
+    Raises:
+        DataError: it is damaged, cut short or holds what is refused.
+    """
+    try:
+        packed = is_gzip(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return list_gzip(path, spool, splits) if packed else list_plain([(path, None)], workers, splits)
+
+
 def assemble(
     listing: Listing, classes: tuple[str, ...], folder: Path, *, flat: bool = False
 ) -> tuple[Images, list[Skipped]]:
     """Bring listed images into their one order: by label, then by name.
 
     Args:
-        listing: the images.
+        listing: the images; they are taken out of it, for there are millions.
         classes: ids in the order of their labels.
         folder: directory the names start from, for images that are files.
         flat: whether they lie in it without folders of their classes.
@@ -106,37 +129,66 @@ def assemble(
     by_class: dict[str, list[Listed]] = defaultdict(list)
     for part in listing.images:
         by_class[part.wnid].append(part)
-    in_archives = all(part.file.is_file() for part in {p.file: p for p in listing.images}.values())
-    files = sorted({part.file for part in listing.images})
-    number = {file: i for i, file in enumerate(files)}
-    names, labels, sizes, offsets, numbers, deflated = [], [], [], [], [], []
+    files = tuple(sorted({part.file for part in listing.images}))
+    listing.images.clear()
+    ordered: list[_Class] = []
     repeated: list[Skipped] = []
-    for label, wnid in enumerate(classes):
-        parts = by_class.get(wnid, [])
-        if not parts:
-            continue
-        name = np.concatenate([np.char.add(f"{wnid}/".encode(), part.names) for part in parts])
-        by_name = np.argsort(name, kind="stable")
-        again = np.append(name[by_name][:-1] == name[by_name][1:], False)
-        reason = "another of its name comes later in the archive"
-        repeated += [Skipped(item.decode(), reason) for item in name[by_name][again].tolist()]
-        kept = by_name[~again]
-        names.append(name[kept])
-        labels.append(np.full(len(kept), label, dtype=np.int32))
-        sizes.append(np.concatenate([part.sizes for part in parts])[kept])
-        offsets.append(np.concatenate([part.offsets for part in parts])[kept])
-        of = [np.full(len(part.names), number[part.file], dtype=np.int32) for part in parts]
-        numbers.append(np.concatenate(of)[kept])
-        packed = [np.zeros_like(p.sizes) if p.deflated is None else p.deflated for p in parts]
-        deflated.append(np.concatenate(packed)[kept])
+    for wnid in classes:
+        found, again = _in_order(wnid, by_class.pop(wnid, []), files)
+        ordered.append(found)
+        repeated += [Skipped(os.fsdecode(name), _AGAIN) for name in again]
+    heads, cores, ends = joined([one.names for one in ordered])
+    counts = [len(one.sizes) for one in ordered]
     places = None
-    if in_archives:
-        inside = (np.concatenate(part) for part in (numbers, offsets, deflated))
-        places = Places(tuple(files), *inside)
-    images = Images(
-        folder, np.concatenate(names), np.concatenate(labels), np.concatenate(sizes), places, flat
+    if all(file.is_file() for file in files):
+        deflated = np.concatenate([one.deflated for one in ordered])
+        places = Places(
+            files,
+            np.concatenate([one.file for one in ordered]),
+            np.concatenate([one.offsets for one in ordered]),
+            deflated if deflated.any() else None,
+        )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
+    sizes = np.concatenate([one.sizes for one in ordered])
+    return Images(folder, heads, cores, ends, labels, sizes, places, flat), repeated
+
+
+@dataclass(frozen=True)
+class _Class:
+    """The images of one class, sorted by name: as in `Images` and `Places`."""
+
+    names: Names
+    sizes: NDArray[np.uint32]
+    file: NDArray[np.unsignedinteger]
+    offsets: NDArray[np.int64]
+    deflated: NDArray[np.uint32]
+
+
+def _in_order(
+    wnid: str, parts: list[Listed], files: tuple[Path, ...]
+) -> tuple[_Class, list[bytes]]:
+    """Sort the images of a class; returns also the names of those that come again later."""
+    names = [f"{wnid}/".encode() + name for part in parts for name in part.names.full()]
+    last = {name: position for position, name in enumerate(names)}
+    kept = [last[name] for name in sorted(last)]
+    again = sorted(name for position, name in enumerate(names) if last[name] != position)
+    small = np.min_scalar_type(len(files))
+    numbers = [np.full(len(p.sizes), bisect_left(files, p.file), dtype=small) for p in parts]
+    deflated = [np.zeros_like(p.sizes) if p.deflated is None else p.deflated for p in parts]
+
+    def chosen(arrays: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+        return np.concatenate([np.empty(0, dtype), *arrays])[kept]
+
+    return (
+        _Class(
+            shared([names[position] for position in kept]),
+            chosen([part.sizes for part in parts], np.uint32),
+            chosen(numbers, small),
+            chosen([part.offsets for part in parts], np.int64),
+            chosen(deflated, np.uint32),
+        ),
+        again,
     )
-    return images, repeated
 
 
 def _synsets_in(path: Path) -> tuple[Path, list[str], list[str]]:

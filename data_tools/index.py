@@ -25,7 +25,8 @@ import numpy as np
 from data_tools.build import available_cores, check_options
 from data_tools.progress import progress_bar
 from data_tools.staging import check_destination, staged
-from data_tools.tar_walk import Member, TarError, walk
+from data_tools.tar_headers import Member, TarError
+from data_tools.tar_walk import walk
 from data_tools.verify import is_image, split_name
 from pretrain.data.manifest import TIMM_INFO_FILE, Manifest, Shard, Split, write_manifest
 from pretrain.data.shards import INDEX_DTYPE

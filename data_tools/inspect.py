@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
 
 def _directory(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR
-    from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_TAR
+    from data_tools.imagenet1k import KAGGLE_DATA, TRAIN_21K, TRAIN_TAR
     from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP
 
     if (path / MANIFEST_FILE).is_file():
@@ -99,7 +99,7 @@ def _directory(path: Path) -> Finding:
         return Finding("ImageNet-1K in Kaggle's layout", "imagenet1k", path)
     if (path / TRAIN_ZIP).is_file() and (path / TRAIN_MAP).is_file():
         return Finding("ImageNet-1K in the zips of the official Swin code", "imagenet1k", path)
-    if (path / "imagenet21k_train").is_dir():
+    if (path / TRAIN_21K).is_dir():
         return Finding("ImageNet-21K-P", "imagenet21kp", path)
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if "train" in names:
@@ -139,7 +139,7 @@ def _split_folders(path: Path) -> Finding:
 
 def _file(path: Path) -> Finding:
     from data_tools.archives import SYNSET, SYNSET_TAR, check_is_tar, is_gzip
-    from data_tools.imagenet1k import DEVKIT, TRAIN_TAR, VAL_TAR
+    from data_tools.imagenet1k import DEVKIT, SMALL_21K, TRAIN_21K, TRAIN_TAR, VAL_21K, VAL_TAR
 
     if path.name in (TRAIN_TAR, VAL_TAR, f"{DEVKIT}.tar.gz"):
         return Finding("one of the files of ImageNet-1K", "imagenet1k", path.absolute().parent)
@@ -153,7 +153,10 @@ def _file(path: Path) -> Finding:
         folder, _, base = name.rpartition("/")
         if SYNSET_TAR.fullmatch(base):
             return Finding(f"{form} of tars of WordNet synsets", "imagenet22k", path)
-        if SYNSET.fullmatch(folder.rpartition("/")[2]):
+        above, _, last = folder.rpartition("/")
+        if SYNSET.fullmatch(last) and above.rpartition("/")[2] in (TRAIN_21K, VAL_21K, SMALL_21K):
+            return Finding(f"{form} of ImageNet-21K-P", "imagenet21kp", path)
+        if SYNSET.fullmatch(last):
             return Finding(f"{form} of folders of WordNet synsets", "imagenet22k", path)
     if SYNSET_TAR.fullmatch(path.name):
         parent = path.absolute().parent

@@ -21,7 +21,6 @@ from data_tools.sources import Images, Skipped, Source
 from pretrain.data.decode import ImageError
 from pretrain.data.manifest import Shard, index_path
 from pretrain.data.shards import INDEX_DTYPE, TAR_BLOCK_BYTES
-from pretrain.errors import DataError
 from pretrain.files import read_json, replace_text
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def pack(
         One entry per shard, by split and number; those without a usable image have no ``shard``.
 
     Raises:
-        DataError: a shard cannot be written.
+        OSError: a shard cannot be written.
     """
     tasks = [
         task
@@ -138,8 +137,6 @@ def pack(
         for task, done in _written(_Job(source, readers), tasks, workers):
             packed.append(done)
             on_images(len(task.chosen))
-    except OSError as error:
-        raise DataError(f"{directory}: cannot be written: {error.strerror}") from None
     finally:
         for reader in readers.values():
             reader.close()
@@ -199,12 +196,16 @@ def _shards_of(images: Images, split: str, shard_bytes: int, seed: int) -> list[
     """Shuffle the split and cut it into runs of nearly equal size."""
     stream = int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "little")
     philox = np.random.Philox(key=[seed, stream], counter=[0, 0, _SHUFFLE, 0])
-    order = np.argsort(philox.random_raw(len(images.names)), kind="stable")
-    stored = images.sizes[order] + _MEMBER_OVERHEAD_BYTES
-    ends = np.cumsum(stored)
-    count = max(1, round(int(ends[-1]) / shard_bytes))
-    number = (ends - stored) * count // ends[-1]
-    return np.split(order, np.flatnonzero(np.diff(number)) + 1)
+    order = np.argsort(philox.random_raw(len(images.labels)), kind="stable")
+    ends = images.sizes[order].astype(np.int64)
+    ends += _MEMBER_OVERHEAD_BYTES
+    np.cumsum(ends, out=ends)
+    total = int(ends[-1])
+    count = max(1, round(total / shard_bytes))
+    # A shard begins with the first image that begins at or behind its share of the bytes.
+    shares = np.array([-(-number * total // count) for number in range(1, count)], dtype=np.int64)
+    firsts = np.unique(np.searchsorted(ends, shares) + 1)
+    return np.split(order, firsts[firsts < len(order)])
 
 
 def _write_shard(task: _Task, source: Source, reader: RawReader) -> Packed:

@@ -76,7 +76,7 @@ class RawReader:
     def _stored(self, position: int) -> bytes:
         places, size = self._images.places, int(self._images.sizes[position])
         if places is None:
-            name = os.fsdecode(self._images.names[position])
+            name = os.fsdecode(self._images.name(position))
             if self._images.flat:
                 name = name.rpartition("/")[2]
             path = self._images.folder / name
@@ -87,7 +87,7 @@ class RawReader:
             return data
         descriptor = self._descriptor(int(places.file[position]))
         data, offset = b"", int(places.offset[position])
-        deflated = int(places.deflated[position])
+        deflated = 0 if places.deflated is None else int(places.deflated[position])
         stored = deflated or size
         while len(data) < stored:
             more = os.pread(descriptor, stored - len(data), offset + len(data))

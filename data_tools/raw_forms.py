@@ -57,14 +57,12 @@ def write_fall11(path: Path, content: Synsets) -> None:
 def write_winter21(path: Path, content: Synsets, *, of_folders: bool = False) -> None:
     """``winter21_whole.tar.gz``: below one folder, a tar or a folder for each synset."""
     with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as outer:
+        if of_folders:
+            add_class_folders(outer, "winter21_whole", content)
+            return
         _add_folder(outer, "winter21_whole")
         for wnid, files in content.items():
-            if not of_folders:
-                add_file(outer, f"winter21_whole/{wnid}.tar", _inner_tar(files))
-                continue
-            _add_folder(outer, f"winter21_whole/{wnid}")
-            for name, data in files.items():
-                add_file(outer, f"winter21_whole/{wnid}/{name}", data)
+            add_file(outer, f"winter21_whole/{wnid}.tar", _inner_tar(files))
 
 
 def write_tars(root: Path, content: Synsets) -> None:
@@ -112,6 +110,15 @@ def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
+
+
+def add_class_folders(tar: tarfile.TarFile, root: str, content: Synsets) -> None:
+    """Append a folder that holds a folder for each class."""
+    _add_folder(tar, root)
+    for wnid, files in content.items():
+        _add_folder(tar, f"{root}/{wnid}")
+        for name, data in files.items():
+            add_file(tar, f"{root}/{wnid}/{name}", data)
 
 
 def _add_folder(tar: tarfile.TarFile, name: str) -> None:

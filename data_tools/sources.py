@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.names import Names, joined, shared
 from pretrain.errors import DataError
 
 CLASS_NAMES_FILE = "classes.txt"
@@ -33,15 +34,16 @@ class Places:
 
     Attributes:
         files: the archives.
-        file: int32 [images], position in ``files``.
+        file: unsigned [images], position in ``files``, of as few bytes as will do.
         offset: int64 [images], of the first byte.
-        deflated: int64 [images], bytes an image takes there if it is deflated, else 0.
+        deflated: uint32 [images], bytes an image takes there if it is deflated, else 0; None where
+            none is.
     """
 
     files: tuple[Path, ...]
-    file: NDArray[np.int32]
+    file: NDArray[np.unsignedinteger]
     offset: NDArray[np.int64]
-    deflated: NDArray[np.int64]
+    deflated: NDArray[np.uint32] | None
 
 
 @dataclass(frozen=True)
@@ -50,34 +52,44 @@ class Images:
 
     Attributes:
         folder: directory the names start from, where each image is a file of its own.
-        names: bytes [images], UTF-8; they name the image in the shards. Sorted within a class.
+        heads: by label, what the names of a class begin with; UTF-8, as the rest of them.
+        cores: bytes [images], the rest of the names. They name the images in the shards and are
+            sorted within a class.
+        ends: by label, what the names of a class end with.
         labels: int32 [images].
-        sizes: int64 [images], bytes as stored in the source.
+        sizes: uint32 [images], bytes as stored in the source.
         places: where they lie, if not below ``folder``.
         flat: whether the files lie in ``folder`` itself, under the last parts of their names.
     """
 
     folder: Path
-    names: NDArray[np.bytes_]
+    heads: tuple[bytes, ...]
+    cores: NDArray[np.bytes_]
+    ends: tuple[bytes, ...]
     labels: NDArray[np.int32]
-    sizes: NDArray[np.int64]
+    sizes: NDArray[np.uint32]
     places: Places | None = None
     flat: bool = False
+
+    def name(self, position: int) -> bytes:
+        """The name of one."""
+        label = int(self.labels[position])
+        return self.heads[label] + bytes(self.cores[position]) + self.ends[label]
 
     @property
     def paths(self) -> list[str]:
         """The names as texts."""
-        return [name.decode(errors="surrogateescape") for name in self.names.tolist()]
+        return [os.fsdecode(self.name(position)) for position in range(len(self.labels))]
 
     def subset(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> "Images":
         """Some of them, by mask or position."""
         places = self.places
         if places is not None:
-            chosen_places = (places.file[chosen], places.offset[chosen], places.deflated[chosen])
-            places = Places(places.files, *chosen_places)
+            packed = None if places.deflated is None else places.deflated[chosen]
+            places = Places(places.files, places.file[chosen], places.offset[chosen], packed)
         return dataclasses.replace(
             self,
-            names=self.names[chosen],
+            cores=self.cores[chosen],
             labels=self.labels[chosen],
             sizes=self.sizes[chosen],
             places=places,
@@ -107,7 +119,7 @@ class Source:
     @property
     def listed(self) -> int:
         """Images listed in all splits."""
-        return sum(len(images.names) for images in self.splits.values())
+        return sum(len(images.labels) for images in self.splits.values())
 
 
 def imagefolder(
@@ -179,28 +191,25 @@ def _folders(directory: Path) -> list[str]:
 
 
 def _list_split(root: Path, folder: Path, classes: tuple[str, ...]) -> Images:
-    labels_of = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in _folders(folder) if name not in labels_of]
+    found = _folders(folder)
+    unknown = [name for name in found if name not in set(classes)]
     if unknown:
         raise DataError(
             f"{folder}: {len(unknown)} class folders that training has not, such as {unknown[0]}"
         )
-    paths: list[str] = []
-    labels: list[int] = []
-    sizes: list[int] = []
-    for name in _folders(folder):
-        files = sorted(_files(folder / name, root))
-        paths.extend(path for path, _ in files)
-        sizes.extend(size for _, size in files)
-        labels.extend([labels_of[name]] * len(files))
-    if not paths:
+    names: list[Names] = []
+    sizes: list[NDArray[np.uint32]] = []
+    for name in classes:
+        files = sorted(_files(folder / name, root)) if name in found else []
+        names.append(shared([os.fsencode(path) for path, _ in files]))
+        # What is larger is left out later.
+        stored = [min(size, 2**32 - 1) for _, size in files]
+        sizes.append(np.array(stored, dtype=np.uint32))
+    if not any(map(len, sizes)):
         raise DataError(f"{folder}: no files in its class folders; expected images")
-    return Images(
-        root,
-        np.array([os.fsencode(path) for path in paths]),
-        np.array(labels, dtype=np.int32),
-        np.array(sizes, dtype=np.int64),
-    )
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), list(map(len, sizes)))
+    heads, cores, ends = joined(names)
+    return Images(root, heads, cores, ends, labels, np.concatenate(sizes))
 
 
 def _files(directory: Path, root: Path) -> Iterable[tuple[str, int]]:

@@ -1,6 +1,7 @@
 """A directory that appears complete or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -53,8 +54,8 @@ def staged(
         done: pattern of the files that mark finished work; they do not go to the destination.
 
     Raises:
-        DataError: the destination is not free, cannot be written, another process fills it, or
-            finished work of another plan lies there.
+        DataError: the destination is not free, another process fills it, finished work of another
+            plan lies there, or the block met an `OSError`: it cannot be written.
     """
     destination = destination.absolute()
     check_destination(destination)
@@ -68,31 +69,44 @@ def staged(
             "choose a directory that can be written"
         ) from None
     try:
-        _lock(lock, destination)
+        take_lock(lock, f"{destination}: another process is making it; wait for it")
         continues = plan is not None and _continues(stage, plan, done)
-        if not continues:
-            _clear(stage)
+        _clear(stage, "*.tmp" if continues else "*")
         try:
             if plan is not None and not continues:
-                _write_plan(stage, plan)
+                replace_text(stage / _PLAN_FILE, json.dumps(plan))
             yield stage
             _commit(stage, destination, done if plan is not None else None)
-        except BaseException:
+        except BaseException as error:
             if plan is None or not any(stage.glob(done)):
                 shutil.rmtree(stage, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise cannot_write(stage, error) from None
             raise
     finally:
         os.close(lock)
 
 
-def _lock(lock: int, destination: Path) -> None:
+def take_lock(lock: int, busy: str) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+        DataError: another process holds it; ``busy`` is the message.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise DataError(f"{destination}: another process is making it; wait for it") from None
+        raise DataError(busy) from None
     except OSError:
         # Some parallel file systems are mounted without locks; then care is with the user.
         return
+
+
+def cannot_write(place: Path, error: OSError) -> DataError:
+    """What to say when a directory that is being filled takes no more."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "; make room there, then the same command continues" if full else ""
+    return DataError(f"{place}: cannot be written: {error.strerror}{remedy}")
 
 
 def _continues(stage: Path, plan: dict[str, object], done: str) -> bool:
@@ -108,15 +122,8 @@ def _continues(stage: Path, plan: dict[str, object], done: str) -> bool:
     return True
 
 
-def _write_plan(stage: Path, plan: dict[str, object]) -> None:
-    try:
-        replace_text(stage / _PLAN_FILE, json.dumps(plan))
-    except OSError as error:
-        raise DataError(f"{stage}: cannot be written: {error.strerror}") from None
-
-
-def _clear(stage: Path) -> None:
-    for entry in stage.iterdir():
+def _clear(stage: Path, pattern: str) -> None:
+    for entry in stage.glob(pattern):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != _LOCK_FILE:

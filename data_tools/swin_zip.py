@@ -12,8 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_tools.archives import SYNSET, Collector, Listing, take
-from data_tools.tars import Member
+from data_tools.archives import SYNSET, Collector, Home, Listing, take
 from pretrain.errors import DataError
 
 TRAIN_ZIP, TRAIN_MAP = "train.zip", "train_map.txt"
@@ -86,8 +85,8 @@ def _list_zip(archive: Path, wnids: Mapping[str, str], table: Path) -> Listing:
                 missing.pop(name, None)
                 offset = _data_offset(archive, file.fileno(), info, size)
                 deflated = 0 if info.compress_type == zipfile.ZIP_STORED else info.compress_size
-                member = Member(name, offset, info.file_size, 0)
-                take(collector, member, wnids[name], archive, offset, deflated)
+                home = Home(wnids[name])
+                take(collector, home, name, info.file_size, archive, offset, deflated)
     except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
         raise DataError(f"{archive}: damaged or cut short: {error}; fetch it again") from None
     except OSError as error:

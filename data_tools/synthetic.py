@@ -7,7 +7,7 @@ DESTINATION/images/{22k,1k}/{train,validation}/nXXXXXXXX/*.JPEG are the pictures
 and DESTINATION/1k the shard sets packed from them. As with the real ones, the classes of 1k are
 some of 22k's and its pictures are others. What is already there, whole, is used again.
 
-With --raw, DESTINATION/imagenet22k and DESTINATION/imagenet1k hold miniatures of the forms that
+With --raw, DESTINATION/imagenet22k, imagenet21kp and imagenet1k hold miniatures of the forms that
 ImageNet is handed out in, with their true structure and faults, to try `data_tools.build` on.
 """
 
@@ -17,8 +17,10 @@ import json
 import multiprocessing
 import signal
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -30,6 +32,8 @@ from data_tools.sources import CLASS_NAMES_FILE, imagefolder
 from data_tools.staging import staged
 from pretrain.data.manifest import Manifest, check_shards, read_manifest
 from pretrain.errors import DataError, run_command
+
+Content = TypeVar("Content")
 
 PAINT_VERSION = 1
 """Rises whenever the same seed gives other pictures."""
@@ -114,20 +118,27 @@ def make_raw(destination: Path, *, seed: int) -> list[str]:
     """
     from data_tools.raw_forms import FORMS_22K, synsets
     from data_tools.raw_forms_1k import FORMS_1K, ilsvrc
+    from data_tools.raw_forms_21kp import FORMS_21KP, resized
 
-    large = synsets(_RAW_IMAGES_PER_CLASS, seed, len(KINDS))
-    small = ilsvrc(_RAW_IMAGES_PER_CLASS, seed, len(_FINE_TUNING_CLASSES))
+    count = _RAW_IMAGES_PER_CLASS
+    large, middle = synsets(count, seed, len(KINDS)), resized(count, seed, len(KINDS))
+    small = ilsvrc(count, seed, len(_FINE_TUNING_CLASSES))
     with staged(destination) as stage:
-        for edition in ("imagenet22k", "imagenet1k"):
-            (stage / edition).mkdir()
-        for form, write in FORMS_22K.items():
-            write(stage / "imagenet22k" / form, large)
-        for form, write_small in FORMS_1K.items():
-            write_small(stage / "imagenet1k" / form, small)
-    return [
-        *(f"{destination / 'imagenet22k' / form}" for form in FORMS_22K),
-        *(f"{destination / 'imagenet1k' / form}" for form in FORMS_1K),
-    ]
+        written = [
+            *_write_forms(stage / "imagenet22k", FORMS_22K, large),
+            *_write_forms(stage / "imagenet21kp", FORMS_21KP, middle),
+            *_write_forms(stage / "imagenet1k", FORMS_1K, small),
+        ]
+    return [str(destination / path.relative_to(stage)) for path in written]
+
+
+def _write_forms(
+    edition: Path, forms: Mapping[str, Callable[[Path, Content], None]], content: Content
+) -> list[Path]:
+    edition.mkdir()
+    for form, write in forms.items():
+        write(edition / form, content)
+    return [edition / form for form in forms]
 
 
 def main(arguments: list[str]) -> int:

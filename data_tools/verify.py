@@ -25,7 +25,8 @@ import numpy as np
 
 from data_tools.build import available_cores
 from data_tools.progress import progress_bar
-from data_tools.tar_walk import Member, TarError, walk
+from data_tools.tar_headers import Member, TarError
+from data_tools.tar_walk import walk
 from pretrain.config.schema import DataConfig
 from pretrain.data.cache import ShardCache
 from pretrain.data.decode import ImageError, decode_rgb, read_header

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from data_tools.build import main
-from data_tools.raw_forms import synsets, write_folders
 from data_tools.raw_forms_1k import FORMS_1K, ilsvrc
 from pretrain.data.manifest import read_manifest
 from pretrain.data.shards import ShardReader
@@ -18,9 +17,9 @@ CONTENT = ilsvrc(8, seed=3, classes=3)
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
-def run(source: Path, destination: Path, *options: str, kind: str = "imagenet1k") -> int:
+def run(source: Path, destination: Path, *options: str) -> int:
     arguments = ["--shard-mib", "0.05", "--workers", "1", *options]
-    return main([kind, str(source), str(destination), *arguments])
+    return main(["imagenet1k", str(source), str(destination), *arguments])
 
 
 def shards(directory: Path) -> dict[str, str]:
@@ -211,17 +210,3 @@ def test_other_directories_are_refused(tmp_path):
 def test_the_named_order_needs_a_thousand_classes(forms, tmp_path):
     with pytest.raises(DataError, match="in1k: expected 1,000 synsets, the source has 3"):
         run(forms / "folders", tmp_path / "set", "--class-order", "in1k")
-
-
-def test_imagenet21kp_is_two_folders(tmp_path):
-    content = synsets(6, seed=5, classes=2)
-    write_folders(tmp_path / "p" / "imagenet21k_train", content)
-    first = {wnid: dict(list(files.items())[:1]) for wnid, files in synsets(1, 6, 2).items()}
-    write_folders(tmp_path / "p" / "imagenet21k_val", first)
-    assert run(tmp_path / "p", tmp_path / "set", kind="imagenet21kp") == 0
-    manifest = read_manifest(tmp_path / "set")
-    assert manifest.edition == "imagenet21kp"
-    assert manifest.split("validation").samples == 2
-    shutil.rmtree(tmp_path / "p" / "imagenet21k_val")
-    with pytest.raises(DataError, match="expected a directory with imagenet21k_train/ and"):
-        run(tmp_path / "p", tmp_path / "other", kind="imagenet21kp")

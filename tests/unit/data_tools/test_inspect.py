@@ -8,6 +8,7 @@ from data_tools.build import main as build
 from data_tools.inspect import inspect, main
 from data_tools.raw_forms import FORMS_22K
 from data_tools.raw_forms_1k import FORMS_1K
+from data_tools.raw_forms_21kp import FORMS_21KP
 from data_tools.synthetic import main as synthetic
 from pretrain.errors import DataError
 
@@ -20,6 +21,7 @@ def raw(tmp_path_factory):
 
 
 ALL = [("imagenet22k", form) for form in FORMS_22K]
+ALL += [("imagenet21kp", form) for form in FORMS_21KP]
 ALL += [("imagenet1k", form) for form in FORMS_1K if form != "folders"]
 
 

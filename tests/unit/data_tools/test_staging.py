@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 
@@ -38,6 +39,31 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
         assert sorted(entry.name for entry in stage.iterdir()) == [".lock"]
         (stage / "new").write_text("x")
     assert [entry.name for entry in (tmp_path / "set").iterdir()] == ["new"]
+
+
+def test_a_disk_that_takes_no_more_is_named_and_finished_work_kept(tmp_path):
+    plan: dict[str, object] = {"seed": 1}
+    message = r"\.set\.partial: cannot be written: No space left on device; make room there, then"
+    with (
+        pytest.raises(DataError, match=message),
+        staged(tmp_path / "set", plan=plan, done="*.done") as stage,
+    ):
+        (stage / "a.done").write_text("x")
+        (stage / "b.done.7.tmp").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with staged(tmp_path / "set", plan=plan, done="*.done") as stage:
+        names = sorted(entry.name for entry in stage.iterdir())
+        assert names == [".lock", ".plan.json", "a.done"]
+    assert list((tmp_path / "set").iterdir()) == []
+
+
+def test_other_failures_to_write_promise_nothing(tmp_path):
+    with (
+        pytest.raises(DataError, match=r"cannot be written: Input/output error$"),
+        staged(tmp_path / "set"),
+    ):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_at_once_are_refused(tmp_path):

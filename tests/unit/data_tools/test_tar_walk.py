@@ -5,7 +5,8 @@ import tarfile
 
 import pytest
 
-from data_tools.tar_walk import Member, TarError, walk
+from data_tools.tar_headers import Member, TarError
+from data_tools.tar_walk import walk
 
 CONTENTS = {"a/one.jpg": b"x" * 700, "a/one.cls": b"7", "two.jpg": b"", "two.cls": b"12" * 256}
 
@@ -54,7 +55,7 @@ def test_unicode_names_and_directories_are_read(tmp_path):
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
 def test_links_and_devices_are_refused(tmp_path, kind):
-    with pytest.raises(TarError, match="neither a file nor a directory"):
+    with pytest.raises(TarError, match=r"member 'evil\.jpg' is a "):
         walked(tmp_path, tar_bytes({"evil.jpg": b""}, type=kind, linkname="/etc/passwd"))
 
 
@@ -114,3 +115,20 @@ def test_what_follows_the_end_is_refused(tmp_path):
     damaged[-1] = 1
     with pytest.raises(TarError, match="something follows"):
         walked(tmp_path, bytes(damaged))
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "a/../../b.jpg"])
+def test_names_that_lead_out_are_refused(tmp_path, name):
+    with pytest.raises(TarError, match="leads out of the archive"):
+        walked(tmp_path, tar_bytes({name: b"x"}))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    with pytest.raises(TarError, match=r"name 'a\\udcff' at byte 512 is not UTF-8"):
+        walked(tmp_path, tar_bytes({"a\udcff": b"x"}, tarfile.GNU_FORMAT))
+
+
+def test_a_lone_empty_block_is_the_end_and_then_something_follows(tmp_path):
+    data = tar_bytes()
+    with pytest.raises(TarError, match="something follows the closing empty block at byte 0"):
+        walked(tmp_path, bytes(512) + data)
