@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from pretrain.data.manifest import MANIFEST_FILE, read_manifest
+from pretrain.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from pretrain.errors import DataError, run_command
+from pretrain.location import is_remote, shown
 
 _MEMBERS_LOOKED_AT = 20
 _FOLDERS_LOOKED_AT = 5
@@ -28,12 +29,23 @@ class Finding:
     Attributes:
         what: for people.
         source: first argument of `data_tools.build`; None where it takes none of this.
-        path: what to give it.
+        path: what to give it; text where it is no path.
     """
 
     what: str
     source: str | None
-    path: Path
+    path: Path | str
+
+
+def inspect_remote(url: str, *, allow_pipe: bool) -> Finding:
+    """Recognise a shard set on a server, by its manifest alone.
+
+    Raises:
+        DataError: there is none, or it cannot be fetched.
+    """
+    manifest = read_manifest(url, allow_pipe=allow_pipe)
+    allowed = " data.allow_pipe=true" if allow_pipe else ""
+    return Finding(_shard_set(manifest, url) + allowed, None, shown(url))
 
 
 def inspect(path: Path) -> Finding:
@@ -63,8 +75,13 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, help="an archive or a directory")
-    found = inspect(parser.parse_args(arguments).path)
+    parser.add_argument("path", help="an archive, a directory, or the URL of a shard set")
+    parser.add_argument("--allow-pipe", action="store_true", help="PATH may be pipe:COMMAND {file}")
+    options = parser.parse_args(arguments)
+    if is_remote(options.path):
+        found = inspect_remote(options.path, allow_pipe=options.allow_pipe)
+    else:
+        found = inspect(Path(options.path))
     print(f"{found.path}: {found.what}")
     if found.source is not None:
         named = found.source in ("imagefolder", "index")
@@ -81,10 +98,7 @@ def _directory(path: Path) -> Finding:
     from data_tools.swin_zip import TRAIN_MAP, TRAIN_ZIP
 
     if (path / MANIFEST_FILE).is_file():
-        manifest = read_manifest(path)
-        splits = ", ".join(f"{s.name} {s.samples:,} images" for s in manifest.splits.values())
-        what = f"a shard set, {manifest.edition}: {len(manifest.classes):,} classes, {splits}"
-        return Finding(f"{what}; train on it with data.path={shlex.quote(str(path))}", None, path)
+        return Finding(_shard_set(read_manifest(path), path), None, path)
     if (path / TRAIN_TAR).is_file():
         return Finding("ImageNet-1K as published tars", "imagenet1k", path)
     if (path / KAGGLE_DATA).is_dir():
@@ -123,6 +137,14 @@ def _holds_images(folder: Path) -> bool:
 
     below = (islice(folder.glob(pattern), _MEMBERS_LOOKED_AT) for pattern in ("*", "*/*"))
     return any(is_image(split_name(path.name)[1]) for path in chain.from_iterable(below))
+
+
+def _shard_set(manifest: Manifest, path: Path | str) -> str:
+    splits = ", ".join(f"{s.name} {s.samples:,} images" for s in manifest.splits.values())
+    return (
+        f"a shard set, {manifest.edition}: {len(manifest.classes):,} classes, {splits}; train on "
+        f"it with data.path={shlex.quote(str(path))}"
+    )
 
 
 def _split_folders(path: Path) -> Finding:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.schema import DataConfig
+from pretrain.data.cache import ShardCache
 from pretrain.data.manifest import Manifest, Split, check_shards, read_manifest
 from pretrain.data.order import SampleOrder
 from pretrain.data.shards import read_index
@@ -128,13 +129,23 @@ def measure(labels: NDArray[np.int32], split: Split, settings: Settings) -> Mixi
     )
 
 
-def read_labels(manifest: Manifest, split: Split) -> NDArray[np.int32]:
+def read_labels(
+    manifest: Manifest, split: Split, cache: ShardCache | None = None
+) -> NDArray[np.int32]:
     """The label of every sample of a split: int32 [samples], in manifest order.
+
+    Args:
+        manifest: the shard set.
+        split: one of its splits.
+        cache: of that split, for a remote set.
 
     Raises:
         DataError: an index is missing or damaged.
     """
-    check_shards(manifest, split.name)
+    if cache is None:
+        check_shards(manifest, split.name)
+    else:
+        cache.fetch_indices()
     return np.concatenate([read_index(manifest.root, shard)["label"] for shard in split.shards])
 
 
@@ -157,9 +168,11 @@ def main(arguments: list[str]) -> int:
         raise DataError(
             f"--nodes: {settings.nodes} do not divide the global batch of {settings.global_batch}"
         )
-    manifest = read_manifest(options.shard_set)
+    manifest = read_manifest(options.shard_set, cache_dir=options.cache_dir)
     split = manifest.split(options.split)
-    labels = read_labels(manifest, split)
+    data = DataConfig(path=options.shard_set, cache_dir=options.cache_dir)
+    cache = None if manifest.url is None else ShardCache(manifest, split.name, data)
+    labels = read_labels(manifest, split, cache)
     mixing = measure(labels, split, settings)
     print("\n".join(_lines(manifest, split, settings, mixing)))
     if options.plot is not None:
@@ -176,7 +189,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shard_set", type=Path, help="directory that holds manifest.json")
+    parser.add_argument("shard_set", help="directory that holds manifest.json, or its URL")
+    parser.add_argument("--cache-dir", metavar="DIR", help="for a URL: as data.cache_dir")
     parser.add_argument("--split", default="train", help="(default: train)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help=".svg, .png or .pdf to write")
     for name, default, meaning in (
@@ -224,7 +238,7 @@ def _shards_in_play(order: SampleOrder, settings: Settings) -> list[int]:
 
 def _lines(manifest: Manifest, split: Split, settings: Settings, mixing: Mixing) -> list[str]:
     return [
-        f"{manifest.root}, split {split.name!r}: {split.samples:,} samples of "
+        f"{manifest.location}, split {split.name!r}: {split.samples:,} samples of "
         f"{len(manifest.classes):,} classes in {len(split.shards):,} shards; "
         f"{len(mixing.collision_ratios)} global batches of {settings.global_batch:,}",
         f"class collision ÷ uniform shuffle   {mixing.collision_ratio:.2f}   (1 is perfect, "

@@ -7,11 +7,13 @@ Each tar is walked header by header and must hold exactly the samples of its ind
 size, label and checksum. --decode also decodes every image. Damage is listed by shard and sample;
 the exit code is 0 when everything is whole, 1 on any damage, 2 when there is nothing to check.
 Shards that lie there without being in the manifest are never read; they are mentioned.
+SHARD_SET may be a URL: its files then pass through this machine's cache.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import zlib
@@ -27,6 +29,8 @@ from data_tools.build import available_cores
 from data_tools.progress import progress_bar
 from data_tools.tar_headers import Member, TarError
 from data_tools.tar_walk import walk
+from pretrain.config.schema import DataConfig
+from pretrain.data.cache import ShardCache
 from pretrain.data.decode import ImageError, decode_rgb, read_header
 from pretrain.data.manifest import (
     INDEX_RECORD_BYTES,
@@ -38,12 +42,16 @@ from pretrain.data.manifest import (
     read_manifest,
     timm_info_text,
 )
+from pretrain.data.remote import LAUNCH_PATIENCE, read_bytes
 from pretrain.data.shards import INDEX_DTYPE
 from pretrain.errors import DataError, run_command
 from pretrain.files import replace_text
+from pretrain.location import RemoteFile, fault_of, is_remote
 
+_MOST_INFO_BYTES = 2**28
 _LABEL_EXTENSION, _METADATA_EXTENSION = "cls", "json"
 _SHOWN, _SHOWN_PER_FILE = 40, 5
+_caches: dict[str, ShardCache] = {}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Verified:
     """What was checked and found.
 
     Attributes:
-        root: the shard set.
+        root: the shard set, as it was named.
         shards: number checked.
         samples: number the manifest promises.
         damage: everything found, by shard.
@@ -70,56 +78,74 @@ class Verified:
             but other readers take whatever ends in .tar.
     """
 
-    root: Path
+    root: str
     shards: int
     samples: int
     damage: tuple[Damage, ...]
     strangers: tuple[str, ...] = ()
 
 
-def verify(directory: Path, *, decode: bool, workers: int) -> Verified:
+def verify(
+    directory: Path, *, decode: bool, workers: int, remote: DataConfig | None = None
+) -> Verified:
     """Check a shard set.
 
     Args:
         directory: the one that holds ``manifest.json``.
         decode: also decode every image.
         workers: processes.
+        remote: instead of the directory, which remote set, and how to cache it.
 
     Raises:
         DataError: there is no shard set.
     """
-    if not (directory / MANIFEST_FILE).exists():
+    if remote is None and not (directory / MANIFEST_FILE).exists():
         read_manifest(directory)
     try:
-        manifest = read_manifest(directory)
+        if remote is None:
+            manifest = read_manifest(directory)
+        else:
+            manifest = read_manifest(
+                remote.path, cache_dir=remote.cache_dir, allow_pipe=remote.allow_pipe
+            )
     except DataError as error:
+        if remote is not None:
+            raise
         # What the labels mean and which bytes are right is unknown then: nothing else to check.
         what = str(error).removeprefix(f"{directory.absolute() / MANIFEST_FILE}: ")
-        return Verified(directory, 0, 0, (Damage(MANIFEST_FILE, what),))
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+        return Verified(str(directory), 0, 0, (Damage(MANIFEST_FILE, what),))
+    caches = {s: ShardCache(manifest, s, remote) for s in manifest.splits} if remote else {}
+    shards = [
+        (split.name, number, manifest.root, shard, len(manifest.classes), decode)
+        for split in manifest.splits.values()
+        for number, shard in enumerate(split.shards)
+    ]
     damage = _check_timm_info(manifest)
-    samples = sum(shard.samples for shard in shards)
+    samples = sum(split.samples for split in manifest.splits.values())
     context = multiprocessing.get_context("fork")
     with (
         progress_bar("verifying", samples) as advance,
-        ProcessPoolExecutor(min(workers, len(shards)), mp_context=context) as pool,
+        ProcessPoolExecutor(
+            min(workers, len(shards)), context, initializer=_use_caches, initargs=(caches,)
+        ) as pool,
     ):
         futures = {
-            pool.submit(_check_shard, manifest.root, shard, len(manifest.classes), decode): number
-            for number, shard in enumerate(shards)
+            pool.submit(_fetch_and_check, *arguments): number
+            for number, arguments in enumerate(shards)
         }
         found: dict[int, list[Damage]] = {}
         try:
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
-                advance(shards[futures[future]].samples)
+                advance(shards[futures[future]][3].samples)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     damage += [item for number in sorted(found) for item in found[number]]
-    named = {shard.file for shard in shards}
-    strangers = sorted(path.name for path in manifest.root.glob("*.tar") if path.name not in named)
-    return Verified(manifest.root, len(shards), samples, tuple(damage), tuple(strangers))
+    named = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    tars = {path.name for path in manifest.root.glob("*.tar")} if remote is None else set()
+    strangers = tuple(sorted(tars - named))
+    return Verified(manifest.location, len(shards), samples, tuple(damage), strangers)
 
 
 def main(arguments: list[str]) -> int:
@@ -129,18 +155,24 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shard_set", type=Path, help="directory that holds manifest.json")
+    parser.add_argument("shard_set", help="directory that holds manifest.json, or its URL")
     parser.add_argument("--decode", action="store_true", help="also decode every image")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write all damage there, JSON")
     parser.add_argument(
         "--workers", type=int, default=available_cores(), help="processes (default: all cores)"
     )
+    _add_remote_options(parser)
     options = parser.parse_args(arguments)
     if not 1 <= options.workers < 2**16:
         raise DataError(f"--workers: expected at least 1, got {options.workers}")
-    result = verify(options.shard_set, decode=options.decode, workers=options.workers)
+    result = verify(
+        Path(options.shard_set),
+        decode=options.decode,
+        workers=options.workers,
+        remote=_remote(options) if is_remote(options.shard_set) else None,
+    )
     if options.report is not None:
-        document = {**asdict(result), "root": str(result.root), "decoded": options.decode}
+        document = {**asdict(result), "decoded": options.decode}
         try:
             replace_text(options.report, json.dumps(document, indent=1) + "\n")
         except OSError as error:
@@ -172,9 +204,52 @@ def _summary(result: Verified, decoded: bool) -> list[str]:
     return lines
 
 
+def _add_remote_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("for a URL")
+    group.add_argument("--cache-dir", metavar="DIR", help="as data.cache_dir")
+    group.add_argument("--cache-gib", type=float, default=20.0, help="GiB kept there (default: 20)")
+    group.add_argument("--allow-pipe", action="store_true", help="it may be pipe:COMMAND {file}")
+
+
+def _remote(options: argparse.Namespace) -> DataConfig:
+    if not 0 < options.cache_gib < math.inf:
+        raise DataError(f"--cache-gib: expected more than 0, got {options.cache_gib:g}")
+    fault = fault_of(options.shard_set, allow_pipe=options.allow_pipe)
+    if fault is not None:
+        raise DataError(fault)
+    return DataConfig(
+        path=options.shard_set,
+        allow_pipe=options.allow_pipe,
+        cache_dir=options.cache_dir,
+        cache_gib=options.cache_gib,
+    )
+
+
+def _use_caches(caches: dict[str, ShardCache]) -> None:
+    """Prepare a worker process, which has these by being forked."""
+    _caches.update(caches)
+
+
+def _fetch_and_check(
+    split: str, number: int, root: Path, shard: Shard, num_classes: int, decode: bool
+) -> list[Damage]:
+    if split in _caches:
+        try:
+            _caches[split].fetch(number)
+        except DataError as error:
+            return [Damage(shard.file, str(error))]
+    return _check_shard(root, shard, num_classes, decode)
+
+
 def _check_timm_info(manifest: Manifest) -> list[Damage]:
     try:
-        found = (manifest.root / TIMM_INFO_FILE).read_bytes()
+        if manifest.url is None:
+            found = (manifest.root / TIMM_INFO_FILE).read_bytes()
+        else:
+            file = RemoteFile(manifest.url, TIMM_INFO_FILE)
+            found = read_bytes(file, _MOST_INFO_BYTES, LAUNCH_PATIENCE)
+    except DataError as error:
+        return [Damage(TIMM_INFO_FILE, str(error))]
     except OSError as error:
         return [Damage(TIMM_INFO_FILE, f"cannot be read: {error.strerror}")]
     if found != timm_info_text(manifest).encode():

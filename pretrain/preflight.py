@@ -4,20 +4,32 @@ import os
 import shutil
 from pathlib import Path
 
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import DataConfig, RunConfig
 from pretrain.convert.sources import holds_weights, source_of
 from pretrain.data.manifest import Manifest, check_shards, read_manifest
+from pretrain.data.remote import LAUNCH_PATIENCE, Patience, patience_of
 from pretrain.errors import ConfigError, DataError, PretrainError
+from pretrain.location import is_remote
 from pretrain.run_directory import RunDirectory
 
 
 def manifest_if_built(config: RunConfig) -> Manifest | None:
     """Return the manifest of the config's data, or None where nothing is built yet.
 
+    Of a remote set nothing but the manifest is asked for, with short deadlines.
+
     Raises:
-        DataError: something is there but it is not a sound manifest.
+        DataError: something is there but it is not a sound manifest, or a remote set has none.
     """
-    path = Path(config.data.path)
+    return _manifest(config.data, LAUNCH_PATIENCE)
+
+
+def _manifest(data: DataConfig, patience: Patience) -> Manifest | None:
+    if is_remote(data.path):
+        return read_manifest(
+            data.path, cache_dir=data.cache_dir, allow_pipe=data.allow_pipe, patience=patience
+        )
+    path = Path(data.path)
     return read_manifest(path) if _exists(path / "manifest.json", "data.path") else None
 
 
@@ -29,7 +41,8 @@ def require_manifest(config: RunConfig, rank: int = 0, ranks: int = 1) -> Manife
     Raises:
         DataError: the shards are missing (the message says how to build them) or disagree.
     """
-    manifest = manifest_if_built(config)
+    # A job that got its nodes can wait for a server.
+    manifest = _manifest(config.data, patience_of(config.data))
     if manifest is None:
         build = config.data.build or "python -m data_tools.build --help"
         raise DataError(

@@ -109,8 +109,8 @@ def find_checkpoint(job: Job) -> tuple[CheckpointReader | None, list[str]]:
         raise CheckpointError("\n".join(lines))
     if reader is not None and reader.state["data"] != job.data_fingerprint:
         raise CheckpointError(
-            f"{reader.directory}: was trained on other shards than {job.manifest.root} holds now; "
-            "restore them, or start another run (--name)"
+            f"{reader.directory}: was trained on other shards than {job.manifest.location} "
+            "holds now; restore them, or start another run (--name)"
         )
     return reader, refusals
 

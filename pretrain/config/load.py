@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from pretrain.config.schema import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.location import is_remote
 
 CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
 """Where names are looked up: the ``configs/`` of the source tree that is running."""
@@ -277,7 +278,10 @@ def _absolute_paths(config: RunConfig) -> RunConfig:
     """Make paths independent of the directory that a rank will start in."""
     values = config.model_dump(mode="json")
     values["runs_dir"] = _absolute(config.runs_dir)
-    values["data"]["path"] = _absolute(config.data.path)
+    if not is_remote(config.data.path):
+        values["data"]["path"] = _absolute(config.data.path)
+    if config.data.cache_dir is not None:
+        values["data"]["cache_dir"] = _absolute(config.data.cache_dir)
     if config.init_from is not None and "/" in config.init_from:
         values["init_from"] = _absolute(config.init_from)
     return RunConfig.model_validate_json(json.dumps(values))

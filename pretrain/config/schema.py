@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pretrain.location import fault_of, is_remote
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -31,7 +33,21 @@ class DataConfig(Section):
     """Which images, and how they are read."""
 
     path: str
-    """Directory of the shard set, the one that holds ``manifest.json``."""
+    """The shard set: the directory that holds ``manifest.json``, or its URL (``https://…``,
+    ``s3://…``), or ``pipe:COMMAND {file}``."""
+    allow_pipe: bool = False
+    """Let ``path`` be a command, which is run for every file; no shell is involved."""
+    cache_dir: str | None = None
+    """Directory on a disk of each node in which files of remote sets are kept, below it in one
+    of the user's own; null takes the one for temporary files (``TMPDIR``)."""
+    cache_gib: PositiveFloat = 100.0
+    """Most that a node keeps of remote sets, GiB."""
+    remote_transfers: PositiveInt = 4
+    """Shards of a remote set that a node fetches ahead at a time."""
+    remote_stall_seconds: PositiveFloat = 60.0
+    """Longest wait for a server's answer, and then for each further byte."""
+    remote_retry_seconds: NonNegativeFloat = 300.0
+    """How long a file is tried again while its server fails and nothing new comes."""
     train_split: str = "train"
     """Split of the manifest that is trained on."""
     eval_split: str | None = "validation"
@@ -53,6 +69,14 @@ class DataConfig(Section):
     makes every epoch one uniform permutation of the whole set."""
     max_bad_fraction: Fraction = 0.001
     """Unreadable samples tolerated, as a fraction of those read; beyond it the run stops."""
+
+    @model_validator(mode="after")
+    def check_location(self) -> Self:
+        """Refuse URLs that cannot be meant, and commands that are not allowed."""
+        fault = fault_of(self.path, allow_pipe=self.allow_pipe) if is_remote(self.path) else None
+        if fault is not None:
+            raise ValueError(f"path: {fault}")
+        return self
 
 
 class AugmentConfig(Section):

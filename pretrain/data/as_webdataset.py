@@ -23,6 +23,7 @@ from webdataset.pipeline import DataPipeline
 
 from pretrain.config.schema import DataConfig
 from pretrain.data.batch import BadSample
+from pretrain.data.cache import ShardCache
 from pretrain.data.decode import ImageError, read_header
 from pretrain.data.manifest import Manifest, check_shards
 from pretrain.data.order import SampleOrder
@@ -109,7 +110,8 @@ def as_webdataset(
         lanes=data.lanes,
         window_shards=data.window_shards,
     )
-    reader = ShardReader(manifest.root, split.shards, len(manifest.classes))
+    cache = None if manifest.url is None else ShardCache(manifest, split_name, data)
+    reader = ShardReader(manifest.root, split.shards, len(manifest.classes), cache)
     positions = range(first_sample + world.rank, first_sample + samples, world.size)
     return SafePipeline(_Samples(reader, order, positions, on_bad))
 

@@ -21,6 +21,7 @@ from pretrain.config.schema import AugmentConfig, DataConfig, EvalConfig
 from pretrain.data.batch import Batch, Slots
 from pretrain.data.manifest import Manifest, Shard, check_shards
 from pretrain.data.order import SampleOrder
+from pretrain.data.remote_split import RemoteSplit, remote_eval_split, remote_train_split
 from pretrain.data.shards import ShardReader
 from pretrain.data.source import EvalSource, Failure, TrainSource
 from pretrain.errors import DataError
@@ -40,9 +41,11 @@ class Batches(Iterator[Batch]):
         numbers: Iterable[int],
         data: DataConfig,
         count_bad: "_BadCount",
+        remote: RemoteSplit | None = None,
     ):
         workers = data.workers_per_rank
         self._slots = source.slots
+        self._remote = remote
         self._loader = DataLoader(
             source,
             batch_size=None,
@@ -71,6 +74,8 @@ class Batches(Iterator[Batch]):
         made = next(self._batches)
         if isinstance(made, Failure):
             raise DataError(made.message)
+        if self._remote is not None:
+            self._remote.advance()
         # A rank that computes on the CPU beside a GPU must not open a context on it.
         batch = self._slots[made.slot].copied(pinned=torch.cuda.is_initialized())
         batch = replace(batch, bad=made.bad)
@@ -88,6 +93,8 @@ class Batches(Iterator[Batch]):
         self._closed = True
         # The iterator of a DataLoader ends its workers when it goes.
         self._batches = iter(())
+        if self._remote is not None:
+            self._remote.close()
 
 
 def train_batches(
@@ -133,9 +140,11 @@ def train_batches(
         )
     shards = manifest.split(data.train_split).shards
     check_shards(manifest, data.train_split, world.rank, world.size)
+    order = _order(shards, seed, data)
+    remote = remote_train_split(manifest, data, order, world, micro_batch, accumulation, first_step)
     source = TrainSource(
-        reader=ShardReader(manifest.root, shards, len(manifest.classes)),
-        order=_order(shards, seed, data),
+        reader=_reader(manifest, shards, remote),
+        order=order,
         slots=_slots(data, micro_batch, image_size),
         image_size=image_size,
         crop_scale=augment.crop_scale,
@@ -145,7 +154,8 @@ def train_batches(
         world=world,
     )
     numbers = range(first_step * accumulation, last_step * accumulation)
-    return Batches(source, numbers, data, _BadCount(data.train_split, data.max_bad_fraction))
+    bad = _BadCount(data.train_split, data.max_bad_fraction)
+    return Batches(source, numbers, data, bad, remote)
 
 
 def eval_batches(
@@ -174,8 +184,9 @@ def eval_batches(
     split = manifest.split(split_name)
     check_shards(manifest, split_name, world.rank, world.size)
     size = eval.batch_size_per_rank
+    remote = remote_eval_split(manifest, split_name, data, world, size)
     source = EvalSource(
-        reader=ShardReader(manifest.root, split.shards, len(manifest.classes)),
+        reader=_reader(manifest, split.shards, remote),
         samples=split.samples,
         slots=_slots(data, size, image_size),
         image_size=image_size,
@@ -184,7 +195,12 @@ def eval_batches(
         world=world,
     )
     numbers = range(-(-split.samples // (size * world.size)))
-    return Batches(source, numbers, data, _BadCount(split_name, data.max_bad_fraction))
+    return Batches(source, numbers, data, _BadCount(split_name, data.max_bad_fraction), remote)
+
+
+def _reader(manifest: Manifest, shards: Sequence[Shard], remote: RemoteSplit | None) -> ShardReader:
+    cache = None if remote is None else remote.cache
+    return ShardReader(manifest.root, shards, len(manifest.classes), cache)
 
 
 def _order(shards: Sequence[Shard], seed: int, data: DataConfig) -> SampleOrder:

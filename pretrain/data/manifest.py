@@ -19,12 +19,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.remote import LAUNCH_PATIENCE, Patience, probe, read_bytes
 from pretrain.errors import DataError
 from pretrain.files import replace_text
+from pretrain.location import RemoteFile, cache_directory, fault_of, is_remote, set_directory, shown
 
 MANIFEST_FILE = "manifest.json"
 TIMM_INFO_FILE = "_info.json"
@@ -33,6 +36,8 @@ VERSION = 2
 INDEX_RECORD_BYTES = 24
 """Size of one sample's record in a shard's index."""
 _PROBLEMS_SHOWN = 20
+_PROBED = 4
+_MOST_MANIFEST_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,13 @@ class Manifest:
     """A shard set.
 
     Attributes:
-        root: absolute directory that holds it.
+        root: absolute directory that holds it; of a remote set, the one on this node where its
+            files lie once they are fetched (see `pretrain.data.cache`).
         edition: what the images are, such as ``imagenet22k-fall11``.
         classes: WordNet ids; the position of an id is its label.
         class_names: a readable name per class, the id itself where none is known.
         splits: name → split.
+        url: of a remote set, what names it (see `pretrain.location`); else None.
     """
 
     root: Path
@@ -89,6 +96,12 @@ class Manifest:
     classes: tuple[str, ...]
     class_names: tuple[str, ...]
     splits: dict[str, Split]
+    url: str | None = None
+
+    @property
+    def location(self) -> str:
+        """Where it is, for people."""
+        return str(self.root) if self.url is None else shown(self.url)
 
     @property
     def class_order_sha256(self) -> str:
@@ -103,7 +116,7 @@ class Manifest:
         """
         if name not in self.splits:
             raise DataError(
-                f"{self.root / MANIFEST_FILE}: no split {name!r}; there are: "
+                f"{self.location}/{MANIFEST_FILE}: no split {name!r}; there are: "
                 f"{', '.join(sorted(self.splits))}"
             )
         return self.splits[name]
@@ -128,14 +141,28 @@ def index_path(root: Path, shard: Shard) -> Path:
     return (root / shard.file).with_suffix(".idx")
 
 
-def read_manifest(directory: str | Path) -> Manifest:
+def read_manifest(
+    where: str | Path,
+    *,
+    cache_dir: str | None = None,
+    allow_pipe: bool = False,
+    patience: Patience = LAUNCH_PATIENCE,
+) -> Manifest:
     """Read and check the manifest of a shard set; the shards themselves are not touched.
+
+    Args:
+        where: the directory, or the name of a remote set (see `pretrain.location`).
+        cache_dir: where this node keeps files of remote sets, as ``data.cache_dir``.
+        allow_pipe: whether the name may be a command.
+        patience: the deadlines for a remote set.
 
     Raises:
         DataError: the directory or its ``manifest.json`` is missing, unreadable, damaged, of
             another version, or contradicts itself.
     """
-    root = Path(directory).expanduser().absolute()
+    if is_remote(where):
+        return _read_remote(str(where), cache_directory(cache_dir), allow_pipe, patience)
+    root = Path(where).expanduser().absolute()
     path = root / MANIFEST_FILE
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
@@ -144,7 +171,7 @@ def read_manifest(directory: str | Path) -> Manifest:
             "`python -m data_tools.build imagefolder SOURCE DESTINATION --name NAME`"
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
             f"{path}: not found, so {root} is not a complete shard set; build one with "
@@ -152,9 +179,25 @@ def read_manifest(directory: str | Path) -> Manifest:
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return _parse(_load(text, path), root, path)
+
+
+def _read_remote(url: str, cache: Path, allow_pipe: bool, patience: Patience) -> Manifest:
+    fault = fault_of(url, allow_pipe=allow_pipe)
+    if fault is not None:
+        raise DataError(fault)
+    file = RemoteFile(url, MANIFEST_FILE)
+    document = _load(read_bytes(file, _MOST_MANIFEST_BYTES, patience), file)
+    manifest = _parse(document, cache, file)
+    root = set_directory(cache, url, _document_sha256(document))
+    return replace(manifest, root=root, url=url)
+
+
+def _load(text: bytes, where: Path | RemoteFile) -> dict[str, Any]:
+    try:
+        return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}: damaged, not JSON ({error}); build the set again") from None
-    return _parse(document, root, path)
+        raise DataError(f"{where}: damaged, not JSON ({error}); build the set again") from None
 
 
 def write_manifest(manifest: Manifest, directory: Path) -> None:
@@ -190,7 +233,8 @@ def check_shards(manifest: Manifest, split_name: str, rank: int = 0, ranks: int 
     """Check that every shard of the split and its index exist with the size the manifest says.
 
     Costs four calls of the file system per shard, which ranks share; contents are checked when
-    they are read.
+    they are read. Of a remote set each share asks for four files only, since thousands of requests
+    before every start are no kindness to a server: all else is noticed when it is fetched.
 
     Args:
         manifest: the shard set.
@@ -201,8 +245,30 @@ def check_shards(manifest: Manifest, split_name: str, rank: int = 0, ranks: int 
     Raises:
         DataError: one line per disagreement (the first 20, then their number).
     """
+    shards = manifest.split(split_name).shards[rank::ranks]
+    if manifest.url is None:
+        problems = _local_problems(manifest, shards)
+    else:
+        problems = _remote_problems(manifest.url, shards)
+    if problems:
+        more = len(problems) - _PROBLEMS_SHOWN
+        lines = problems[:_PROBLEMS_SHOWN] + ([f"… and {more} more such files"] if more > 0 else [])
+        raise DataError("\n".join(lines))
+
+
+def _remote_problems(url: str, shards: Sequence[Shard]) -> list[str]:
+    evenly = {(len(shards) - 1) * part // (_PROBED - 1) for part in range(_PROBED if shards else 0)}
+    probed = [shards[number] for number in sorted(evenly)]
+    with ThreadPoolExecutor(_PROBED) as pool:
+        found = pool.map(
+            lambda shard: probe(RemoteFile(url, shard.file), shard.bytes, LAUNCH_PATIENCE), probed
+        )
+        return [problem for problem in found if problem is not None]
+
+
+def _local_problems(manifest: Manifest, shards: Sequence[Shard]) -> list[str]:
     problems: list[str] = []
-    for shard in manifest.split(split_name).shards[rank::ranks]:
+    for shard in shards:
         expected = {
             manifest.root / shard.file: shard.bytes,
             index_path(manifest.root, shard): shard.samples * INDEX_RECORD_BYTES,
@@ -220,10 +286,7 @@ def check_shards(manifest: Manifest, split_name: str, rank: int = 0, ranks: int 
                     f"{path}: {found:,} bytes, the manifest says {expected_bytes:,}; "
                     "copy it here again"
                 )
-    if problems:
-        more = len(problems) - _PROBLEMS_SHOWN
-        shown = problems[:_PROBLEMS_SHOWN] + ([f"… and {more} more such files"] if more > 0 else [])
-        raise DataError("\n".join(shown))
+    return problems
 
 
 def timm_info_text(manifest: Manifest) -> str:
@@ -257,7 +320,7 @@ class _ContradictionError(Exception):
     """What is wrong inside a manifest."""
 
 
-def _parse(document: object, root: Path, path: Path) -> Manifest:
+def _parse(document: object, root: Path, path: Path | RemoteFile) -> Manifest:
     try:
         return _manifest(document, root)
     except _ContradictionError as error:

@@ -4,7 +4,8 @@ Beside every shard lies its index: one little-endian record of 24 bytes per samp
 the samples in the tar (`INDEX_DTYPE`; ``numpy.fromfile(path, INDEX_DTYPE)`` reads it). A read
 fetches the tar header of the image's member together with its bytes and compares the header's
 name and size and the checksum of the bytes with the record, so neither a stale index nor a flipped
-bit can pass for an image.
+bit can pass for an image. Shards of a remote set are fetched into the node's cache when first
+needed, and again when they had to go meanwhile.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.cache import ShardCache
 from pretrain.data.manifest import INDEX_RECORD_BYTES, Shard, index_path
 from pretrain.errors import DataError
 
@@ -37,6 +39,7 @@ if INDEX_DTYPE.itemsize != INDEX_RECORD_BYTES:
 
 TAR_BLOCK_BYTES = 512
 _READ_ATTEMPTS = 3
+_TOUCH_SECONDS = 60.0
 _FILES_KEPT_FREE = 256
 _MOST_OPEN = 8192
 
@@ -66,6 +69,7 @@ class Sample:
 class _OpenShard:
     file: int
     records: NDArray[np.void]
+    touched: float
 
 
 class ShardReader:
@@ -75,10 +79,18 @@ class ShardReader:
         root: directory of the shard set.
         shards: the split's shards, in manifest order.
         num_classes: labels at or above it are refused.
+        cache: of the same split, for a remote set.
     """
 
-    def __init__(self, root: Path, shards: Sequence[Shard], num_classes: int):
+    def __init__(
+        self,
+        root: Path,
+        shards: Sequence[Shard],
+        num_classes: int,
+        cache: ShardCache | None = None,
+    ):
         self.root = root
+        self._cache = cache
         self._shards = shards
         self._num_classes = num_classes
         self._ends = np.cumsum([shard.samples for shard in shards])
@@ -94,7 +106,7 @@ class ShardReader:
 
         Raises:
             BadSampleError: its bytes are missing, cannot be read, or are not those indexed.
-            DataError: the shard's index is damaged.
+            DataError: the shard's index is damaged, or the shard cannot be fetched.
         """
         number, position = self._find(sample_id)
         for attempt in range(1, _READ_ATTEMPTS + 1):
@@ -106,12 +118,18 @@ class ShardReader:
             except OSError as error:
                 # Network file systems recover; a new descriptor is needed after a stale handle.
                 self._close(number)
+                if self._cache is not None and isinstance(error, FileNotFoundError):
+                    continue  # gone since it was fetched
                 if attempt == _READ_ATTEMPTS:
                     raise BadSampleError(f"cannot be read: {error.strerror}") from None
                 time.sleep(0.05 * 10 ** (attempt - 1))
             else:
-                return self._checked(raw, record)
-        raise AssertionError("unreachable")
+                if self._cache is None or self._is_kept(number, opened, self._cache):
+                    return self._checked(raw, record)
+        raise DataError(
+            f"{self.root / self._shards[number].file}: had to go from the cache "
+            f"{_READ_ATTEMPTS} times while it was read; raise data.cache_gib"
+        )
 
     def close(self) -> None:
         """Close every shard."""
@@ -139,15 +157,29 @@ class ShardReader:
             raise BadSampleError(f"label {label}, expected 0 to {self._num_classes - 1}", key)
         return Sample(data=data, label=label, key=key)
 
+    def _is_kept(self, number: int, opened: _OpenShard, cache: ShardCache) -> bool:
+        """Whether the cache still has an open shard; closes it otherwise, its bytes are gone."""
+        if os.fstat(opened.file).st_nlink == 0:
+            self._close(number)
+            return False
+        now = time.monotonic()
+        if now - opened.touched > _TOUCH_SECONDS:
+            opened.touched = now
+            cache.touch(number)
+        return True
+
     def _opened(self, number: int) -> _OpenShard:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
         while len(self._open) >= _most_open():
             self._close(next(iter(self._open)))
+        if self._cache is not None:
+            self._cache.fetch(number)
         shard = self._shards[number]
         records = read_index(self.root, shard)
-        opened = _OpenShard(os.open(self.root / shard.file, os.O_RDONLY | os.O_CLOEXEC), records)
+        file = os.open(self.root / shard.file, os.O_RDONLY | os.O_CLOEXEC)
+        opened = _OpenShard(file, records, time.monotonic())
         self._open[number] = opened
         return opened
 

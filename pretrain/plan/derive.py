@@ -220,8 +220,8 @@ def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
     if listed != config.model.num_classes:
         relation = "longer" if listed > config.model.num_classes else "shorter"
         raise ConfigError(
-            f"model.num_classes: the class list of {manifest.root} is {relation} than the head: "
-            f"{listed} classes, head of {config.model.num_classes}; "
+            f"model.num_classes: the class list of {manifest.location} is {relation} than the "
+            f"head: {listed} classes, head of {config.model.num_classes}; "
             f"give model.num_classes={listed} or the right data.path"
         )
     train = manifest.split(data.train_split).samples

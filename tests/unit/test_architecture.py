@@ -22,11 +22,14 @@ VENDORS = {
     "webdataset": ("pretrain.data", "data_tools"),
     "wandb": ("pretrain.metrics",),
     "submitit": ("launch",),
+    # Its threads do not survive a fork: only a program of its own may use it.
+    "fsspec": ("pretrain.data.transfer",),
 }
 
 TORCH_FREE = (
     "pretrain.errors",
     "pretrain.files",
+    "pretrain.location",
     "pretrain.world",
     "pretrain.run_directory",
     "pretrain.preflight",
@@ -35,7 +38,9 @@ TORCH_FREE = (
     "pretrain.config.load",
     "pretrain.plan.derive",
     "pretrain.plan.render",
+    "pretrain.data.cache",
     "pretrain.data.manifest",
+    "pretrain.data.remote_split",
     "pretrain.data.order",
     "pretrain.models.variants",
     "pretrain.metrics.names",
