@@ -99,17 +99,10 @@ def verify(
     Raises:
         DataError: there is no shard set.
     """
-    if remote is None and not (directory / MANIFEST_FILE).exists():
-        read_manifest(directory)
     try:
-        if remote is None:
-            manifest = read_manifest(directory)
-        else:
-            manifest = read_manifest(
-                remote.path, cache_dir=remote.cache_dir, allow_pipe=remote.allow_pipe
-            )
+        manifest = _manifest(directory, remote)
     except DataError as error:
-        if remote is not None:
+        if remote is not None or not (directory / MANIFEST_FILE).exists():
             raise
         # What the labels mean and which bytes are right is unknown then: nothing else to check.
         what = str(error).removeprefix(f"{directory.absolute() / MANIFEST_FILE}: ")
@@ -146,6 +139,12 @@ def verify(
     tars = {path.name for path in manifest.root.glob("*.tar")} if remote is None else set()
     strangers = tuple(sorted(tars - named))
     return Verified(manifest.location, len(shards), samples, tuple(damage), strangers)
+
+
+def _manifest(directory: Path, remote: DataConfig | None) -> Manifest:
+    if remote is None:
+        return read_manifest(directory)
+    return read_manifest(remote.path, cache_dir=remote.cache_dir, allow_pipe=remote.allow_pipe)
 
 
 def main(arguments: list[str]) -> int:

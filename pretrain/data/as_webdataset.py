@@ -73,10 +73,11 @@ def as_webdataset(
 ) -> SafePipeline:
     """This rank's samples of a stretch of the stream, as the webdataset library has them.
 
-    A sample is ``{"__key__": str, "__url__": path of the shard, "jpg" (or "png", …): bytes,
-    "cls": bytes}``. Position p of the stream goes to rank p % ranks. Loader workers deal a rank's
-    samples among them, so that a DataLoader with ``batch_size=None`` returns them in order whatever
-    their number; where each worker makes its own batches, those hold other neighbours.
+    A sample is ``{"__key__": str, "__url__": path of the shard, "jpg" (or "png", …): bytes, "cls":
+    bytes, "json": bytes (where the shard has it)}``. Position p of the stream goes to rank p %
+    ranks. Loader workers deal a rank's samples among them, so that a DataLoader with
+    ``batch_size=None`` returns them in order whatever their number; where each worker makes its
+    own batches, those hold other neighbours.
 
     Args:
         manifest: the shard set.
@@ -165,11 +166,13 @@ class _Samples:
             extension = read_header(sample.data).extension
         except ImageError as error:
             raise BadSampleError(str(error), sample.key) from None
+        metadata = self._reader.read_metadata(sample_id)
         return {
             "__key__": sample.key,
             "__url__": str(self._reader.root / self._reader.locate(sample_id)[0].file),
             extension: sample.data,
             "cls": b"%d" % sample.label,
+            **({} if metadata is None else {"json": metadata}),
         }
 
 

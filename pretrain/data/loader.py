@@ -29,6 +29,7 @@ from pretrain.world import World
 
 MIN_SAMPLES_JUDGED = 1000
 """The share of bad samples is judged over at least this many."""
+_EVALUATED_AT_A_TIME = 16
 _PR_SET_PDEATHSIG = 1
 
 
@@ -143,7 +144,12 @@ def train_batches(
     order = _order(shards, seed, data)
     remote = remote_train_split(manifest, data, order, world, micro_batch, accumulation, first_step)
     source = TrainSource(
-        reader=_reader(manifest, shards, remote),
+        reader=_reader(
+            manifest,
+            shards,
+            remote,
+            _most_open(order, world.rank, micro_batch * accumulation, global_batch),
+        ),
         order=order,
         slots=_slots(data, micro_batch, image_size),
         image_size=image_size,
@@ -186,7 +192,7 @@ def eval_batches(
     size = eval.batch_size_per_rank
     remote = remote_eval_split(manifest, split_name, data, world, size)
     source = EvalSource(
-        reader=_reader(manifest, split.shards, remote),
+        reader=_reader(manifest, split.shards, remote, _EVALUATED_AT_A_TIME),
         samples=split.samples,
         slots=_slots(data, size, image_size),
         image_size=image_size,
@@ -198,9 +204,18 @@ def eval_batches(
     return Batches(source, numbers, data, _BadCount(split_name, data.max_bad_fraction), remote)
 
 
-def _reader(manifest: Manifest, shards: Sequence[Shard], remote: RemoteSplit | None) -> ShardReader:
+def _reader(
+    manifest: Manifest, shards: Sequence[Shard], remote: RemoteSplit | None, most_open: int
+) -> ShardReader:
     cache = None if remote is None else remote.cache
-    return ShardReader(manifest.root, shards, len(manifest.classes), cache)
+    return ShardReader(manifest.root, shards, len(manifest.classes), cache, most_open)
+
+
+def _most_open(order: SampleOrder, rank: int, per_rank: int, global_batch: int) -> int:
+    """What a rank reads from at a time, and the next window of one lane in eight."""
+    lanes = order.lanes_of(rank * per_rank, (rank + 1) * per_rank, global_batch)
+    in_play = order.most_shards_in_play(lanes)
+    return in_play + -(-in_play // 8)
 
 
 def _order(shards: Sequence[Shard], seed: int, data: DataConfig) -> SampleOrder:

@@ -168,14 +168,14 @@ def read_manifest(
         state = "is a file" if root.exists() else "does not exist"
         raise DataError(
             f"{root}: {state}; expected a directory with {MANIFEST_FILE}; build one with "
-            "`python -m data_tools.build imagefolder SOURCE DESTINATION --name NAME`"
+            "`python -m data_tools.build` (`python -m data_tools.inspect PATH` says how)"
         )
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
             f"{path}: not found, so {root} is not a complete shard set; build one with "
-            "`python -m data_tools.build imagefolder SOURCE DESTINATION --name NAME`"
+            "`python -m data_tools.build` (`python -m data_tools.inspect PATH` says how)"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None

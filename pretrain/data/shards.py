@@ -14,9 +14,10 @@ import resource
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,13 @@ TAR_BLOCK_BYTES = 512
 _READ_ATTEMPTS = 3
 _TOUCH_SECONDS = 60.0
 _FILES_KEPT_FREE = 256
-_MOST_OPEN = 8192
+MOST_OPEN = 1024
+"""Shards that a reader keeps open unless it is told how many its order reads at a time."""
+_MOST_MEMBERS_BEHIND = 8
+_MOST_METADATA_BYTES = 2**20
+
+
+Value = TypeVar("Value")
 
 
 class BadSampleError(Exception):
@@ -80,6 +87,8 @@ class ShardReader:
         shards: the split's shards, in manifest order.
         num_classes: labels at or above it are refused.
         cache: of the same split, for a remote set.
+        most_open: shards kept open, each with its index in memory; fewer where the process may
+            not open as many files.
     """
 
     def __init__(
@@ -88,8 +97,10 @@ class ShardReader:
         shards: Sequence[Shard],
         num_classes: int,
         cache: ShardCache | None = None,
+        most_open: int = MOST_OPEN,
     ):
         self.root = root
+        self._most_open = most_open
         self._cache = cache
         self._shards = shards
         self._num_classes = num_classes
@@ -108,13 +119,32 @@ class ShardReader:
             BadSampleError: its bytes are missing, cannot be read, or are not those indexed.
             DataError: the shard's index is damaged, or the shard cannot be fetched.
         """
+        return self._checked(*self._fetched(sample_id, _image_and_header))
+
+    def read_metadata(self, sample_id: int) -> bytes | None:
+        """Fetch the ``.json`` of a sample, which lies behind its image; None where there is none.
+
+        The index knows nothing of it: only its tar header can be checked.
+
+        Raises:
+            BadSampleError: it cannot be read, or a header on the way is damaged.
+            DataError: as `read`.
+        """
+        found, _ = self._fetched(sample_id, _metadata)
+        if isinstance(found, BadSampleError):
+            raise found
+        return found
+
+    def _fetched(
+        self, sample_id: int, fetch: Callable[[int, np.void], Value]
+    ) -> tuple[Value, np.void]:
+        """What ``fetch`` reads of a sample's shard by its record, and that record."""
         number, position = self._find(sample_id)
         for attempt in range(1, _READ_ATTEMPTS + 1):
             try:
                 opened = self._opened(number)
                 record = opened.records[position]
-                length = TAR_BLOCK_BYTES + int(record["bytes"])
-                raw = _read_fully(opened.file, length, int(record["offset"]) - TAR_BLOCK_BYTES)
+                value = fetch(opened.file, record)
             except OSError as error:
                 # Network file systems recover; a new descriptor is needed after a stale handle.
                 self._close(number)
@@ -125,7 +155,7 @@ class ShardReader:
                 time.sleep(0.05 * 10 ** (attempt - 1))
             else:
                 if self._cache is None or self._is_kept(number, opened, self._cache):
-                    return self._checked(raw, record)
+                    return value, record
         raise DataError(
             f"{self.root / self._shards[number].file}: had to go from the cache "
             f"{_READ_ATTEMPTS} times while it was read; raise data.cache_gib"
@@ -172,7 +202,7 @@ class ShardReader:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        while len(self._open) >= _most_open():
+        while len(self._open) >= min(self._most_open, _files_allowed()):
             self._close(next(iter(self._open)))
         if self._cache is not None:
             self._cache.fetch(number)
@@ -189,6 +219,32 @@ class ShardReader:
             os.close(opened.file)
 
 
+def _image_and_header(file: int, record: np.void) -> bytes:
+    length = TAR_BLOCK_BYTES + int(record["bytes"])
+    return _read_fully(file, length, int(record["offset"]) - TAR_BLOCK_BYTES)
+
+
+def _metadata(file: int, record: np.void) -> bytes | BadSampleError | None:
+    """The first of a few members behind the image that is named like it, but ``.json``."""
+    offset = int(record["offset"])
+    name = _read_fully(file, TAR_BLOCK_BYTES, offset - TAR_BLOCK_BYTES)[:100].rstrip(b"\0")
+    stem = name.rpartition(b".")[0] + b"."
+    size = int(record["bytes"])
+    for _ in range(_MOST_MEMBERS_BEHIND):
+        offset += -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
+        header = _read_fully(file, TAR_BLOCK_BYTES, offset)
+        if not header.startswith(stem):
+            return None
+        size = _octal(header[124:136])
+        blanked = header[:148] + b" " * 8 + header[156:]
+        if size < 0 or sum(blanked) != _octal(header[148:156]):
+            return BadSampleError("a header behind its image is damaged", stem[:-1].decode())
+        offset += TAR_BLOCK_BYTES
+        if header[:100].rstrip(b"\0") == stem + b"json":
+            return _read_fully(file, min(size, _MOST_METADATA_BYTES), offset)
+    return None
+
+
 def _octal(field: bytes) -> int:
     """A number of a tar header, however it is padded; -1 if it is none."""
     try:
@@ -197,10 +253,10 @@ def _octal(field: bytes) -> int:
         return -1
 
 
-def _most_open() -> int:
+def _files_allowed() -> int:
     """Shards that may be open; each costs two descriptors, a memory map keeps one of its own."""
     soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, min(_MOST_OPEN, (soft_limit - _FILES_KEPT_FREE) // 2))
+    return max(1, (soft_limit - _FILES_KEPT_FREE) // 2)
 
 
 def read_index(root: Path, shard: Shard) -> NDArray[np.void]:

@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -41,10 +42,12 @@ def test_samples_look_like_webdatasets(shard_set):
     samples = list(stream(shard_set))
     assert keys(samples) == expected_keys(shard_set, 0, 42)
     for sample in samples:
-        assert set(sample) == {"__key__", "__url__", "jpg", "cls"}
+        assert set(sample) == {"__key__", "__url__", "jpg", "cls", "json"}
         assert Path(sample["__url__"]).is_file()
         assert sample["jpg"].startswith(b"\xff\xd8")
         assert sample["cls"] in (b"0", b"1", b"2")
+        wnid = json.loads(sample["json"])["wnid"]
+        assert wnid == shard_set.classes[int(sample["cls"])]
 
 
 def test_an_existing_chain_works(shard_set):

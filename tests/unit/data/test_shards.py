@@ -1,10 +1,14 @@
+import hashlib
+import io
+import json
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
 
 from pretrain.data import shards as shards_module
-from pretrain.data.manifest import Manifest, index_path
+from pretrain.data.manifest import Manifest, Shard, index_path
 from pretrain.data.shards import INDEX_DTYPE, BadSampleError, ShardReader, read_index
 from pretrain.errors import DataError
 
@@ -43,13 +47,61 @@ def test_samples_are_located_in_their_shards(shard_set):
 
 
 def test_few_descriptors_are_enough(shard_set, monkeypatch):
-    monkeypatch.setattr(shards_module, "_MOST_OPEN", 2)
+    soft_and_hard = (shards_module._FILES_KEPT_FREE + 4, 10**6)
+    monkeypatch.setattr(shards_module.resource, "getrlimit", lambda _: soft_and_hard)
     reader = reader_of(shard_set)
     ids = [5, 40, 20, 0, 41, 5, 20]
     assert [reader.read(i).key for i in ids] == [reader_of(shard_set).read(i).key for i in ids]
     assert len(reader._open) == 2
     reader.close()
     assert not reader._open
+
+
+def test_as_many_shards_stay_open_as_are_read_at_a_time(shard_set):
+    shards = shard_set.split("train").shards
+    reader = ShardReader(shard_set.root, shards, len(shard_set.classes), most_open=3)
+    for sample_id in range(42):
+        reader.read(sample_id)
+    assert len(reader._open) == 3
+
+
+def test_metadata_is_found_behind_the_image(shard_set):
+    reader = reader_of(shard_set)
+    for sample_id in (0, 20, 41):
+        metadata = json.loads(reader.read_metadata(sample_id) or b"")
+        assert metadata["wnid"] == shard_set.classes[reader.read(sample_id).label]
+
+
+def test_shards_without_metadata_have_none(tmp_path):
+    """Written by others: the label behind the image, or nothing."""
+    records = []
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for key, members in {"a": ("jpg", "cls"), "b": ("jpg",), "c": ("jpg", "json")}.items():
+            for extension in members:
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = 3
+                offset = tar.offset + 512
+                tar.addfile(member, io.BytesIO(b"0x1"))
+                if extension == "jpg":
+                    name = zlib.crc32(member.name.encode())
+                    records.append((offset, 3, 0, name, zlib.crc32(b"0x1")))
+    index = np.array(records, INDEX_DTYPE)
+    index.tofile(tmp_path / "a.idx")
+    digest = hashlib.sha256(index.tobytes()).hexdigest()
+    reader = ShardReader(tmp_path, [Shard("a.tar", 3, 1, "", digest)], 1)
+    assert [reader.read(i).key for i in range(3)] == ["a", "b", "c"]
+    assert [reader.read_metadata(i) for i in range(3)] == [None, None, b"0x1"]
+
+
+def test_a_damaged_header_behind_the_image_is_noticed(own_shard_set):
+    shard = own_shard_set.split("train").shards[0]
+    record = read_index(own_shard_set.root, shard)[1]
+    behind = int(record["offset"]) + -(-int(record["bytes"]) // 512) * 512
+    overwrite(own_shard_set.root / shard.file, behind + 110, b"9")
+    reader = reader_of(own_shard_set)
+    assert reader.read(1)
+    with pytest.raises(BadSampleError, match="a header behind its image is damaged"):
+        reader.read_metadata(1)
 
 
 def test_a_flipped_bit_is_noticed(own_shard_set):
