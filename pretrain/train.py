@@ -20,6 +20,7 @@ from pretrain.convert.export import read_weights, write_export
 from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, eval_batches, train_batches
 from pretrain.engine.engine import Engine
+from pretrain.engine.param_groups import swin_layer_depths
 from pretrain.engine.schedule import learning_rate
 from pretrain.errors import CheckpointError
 from pretrain.evaluate.classification import evaluate
@@ -133,6 +134,8 @@ def connect(
         device=device,
         world=job.world,
         undecayed=model.no_weight_decay_names(),
+        depths=swin_layer_depths([name for name, _ in model.named_parameters()]),
+        average=config.ema,
     )
     return Parts(
         job=job,
@@ -251,6 +254,7 @@ def rate(parts: Parts, step: int) -> float:
         start=plan.warmup_lr,
         floor=plan.min_lr,
         kind=parts.job.config.schedule.kind,
+        decay_spans_warmup=parts.job.config.schedule.decay_spans_warmup,
     )
 
 
@@ -292,7 +296,7 @@ def measure_accuracy(parts: Parts, done: int) -> None:
             image_size=job.config.model.image_size,
             world=job.world,
         )
-        with batches:
+        with batches, parts.engine.computing_with(job.config.ema.result_kind):
             result = evaluate(
                 parts.engine.logits,
                 noting_bad_samples(parts, batches),
@@ -348,7 +352,7 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
 def finish(parts: Parts) -> None:
     """Export the weights and write the report."""
     job = parts.job
-    weights = parts.engine.full_weights()
+    weights = parts.engine.full_weights(job.config.ema.result_kind)
     if job.world.rank == 0:
         write_export(
             job.run.export_dir,
@@ -365,6 +369,7 @@ def finish(parts: Parts) -> None:
             provenance={
                 "run": job.config.name,
                 "step": job.plan.total_steps,
+                "weights": job.config.ema.result_kind,
                 "samples_consumed": job.plan.total_steps * job.plan.global_batch,
                 "config_sha256": learning_sha256(job.config),
                 "edition": job.manifest.edition,

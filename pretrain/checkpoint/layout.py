@@ -17,13 +17,15 @@ from typing import Any
 
 from pretrain.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format that is written; older ones are read, newer ones refused."""
 MANIFEST_NAME = "manifest.json"
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the name of a directory that is being written or deleted; never a checkpoint."""
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter: the fp32 weight and AdamW's two moments."""
+AVERAGE = "ema"
+"""What a run that averages its weights keeps besides, of every parameter too (from format 2)."""
 
 _DIRECTORY_NAME = re.compile(r"step_(\d{8,18})")
 _FILE_NAME = re.compile(r"rank_\d{5,9}\.safetensors")
@@ -104,7 +106,7 @@ def parse_key(key: str) -> tuple[str, str, int]:
     """
     kind, _, rest = key.partition("|")
     name, _, start = rest.rpartition("|")
-    if kind not in KINDS or not name or not (start.isascii() and start.isdigit()):
+    if kind not in (*KINDS, AVERAGE) or not name or not (start.isascii() and start.isdigit()):
         raise CheckpointError(f"fragment {key!r}: expected kind|parameter name|start")
     return kind, name, int(start)
 
@@ -186,8 +188,9 @@ def check_coverage(manifest: CheckpointManifest, path: Path) -> None:
         CheckpointError: names the first parameter with a gap or an overlap.
     """
     index = fragment_index(manifest.files)
+    kinds = (*KINDS, AVERAGE) if any(kind == AVERAGE for kind, _ in index) else KINDS
     for name, shape in manifest.shapes.items():
-        for kind in KINDS:
+        for kind in kinds:
             reached = 0
             for start, count, _ in index.pop((kind, name), []):
                 if start != reached or count <= 0:

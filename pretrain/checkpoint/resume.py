@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pretrain import dist
 from pretrain.checkpoint.layout import (
+    AVERAGE,
     CheckpointManifest,
     fragment_index,
     read_manifest,
@@ -78,13 +79,18 @@ class CheckpointReader:
         """Counters of the engine and the trainer."""
         return self.manifest.state
 
+    @property
+    def has_average(self) -> bool:
+        """Whether the run kept an average of its weights, kind ``ema``."""
+        return any(kind == AVERAGE for kind, _ in self._index)
+
     def read(self, kind: str, name: str, start: int, count: int) -> Tensor:
         """Return elements ``start`` to ``start + count`` of a flattened parameter: fp32 [count].
 
         Only these are read from the disk, from as many files as hold them.
 
         Args:
-            kind: ``master``, ``exp_avg`` or ``exp_avg_sq``.
+            kind: ``master``, ``exp_avg``, ``exp_avg_sq`` or, where there is one, ``ema``.
             name: the parameter.
             start: first element.
             count: number of elements.

@@ -1,4 +1,8 @@
-"""Configs by name: read the files, merge base < cluster < file < overrides, validate strictly."""
+"""Configs by name: read the files, merge them, validate strictly.
+
+Later layers win: cluster < bases < file < preset < overrides. A file may hold ``presets``, named
+differences from itself, of which ``preset`` chooses one.
+"""
 
 import difflib
 import json
@@ -81,8 +85,9 @@ def load_run(
         site = _read_file(_find(cluster, "--cluster", CONFIGS_DIR / "clusters"))
         lines = {f"cluster.{key}": line for key, line in site.lines.items()}
         sources.append(_Source(site.where, {"cluster": site.values}, lines))
-    sources += _with_bases(path)
-    sources += [_parse_override(item) for item in overrides]
+    parsed = [_parse_override(item) for item in overrides]
+    sources += _with_preset(_with_bases(path), parsed)
+    sources += parsed
     if run_name is not None:
         sources.append(_Source("--name", {"name": run_name}, {}))
     return _absolute_paths(_validate(sources, f"config '{name}'"))
@@ -180,6 +185,41 @@ def _with_bases(path: Path) -> list[_Source]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base: expected the name of a config, got {base!r}")
         path = _find(base, f"{path}: base")
+
+
+def _with_preset(files: Sequence[_Source], overrides: Sequence[_Source]) -> list[_Source]:
+    """Return the files without their presets, then what each says in the chosen one."""
+    sections = [(file, _presets_of(file)) for file in files]
+    layers = [source.values for source in (*files, *overrides)]
+    chosen = next((layer["preset"] for layer in layers[::-1] if "preset" in layer), None)
+    if not isinstance(chosen, str):
+        return list(files)
+    layer = [
+        _Source(file.where, presets[chosen], _below(file.lines, f"presets.{chosen}."))
+        for file, presets in sections
+        if chosen in presets
+    ]
+    if not layer:
+        names = sorted({name for _, presets in sections for name in presets})
+        there_are = f"there are {', '.join(names)}" if names else "this config has none"
+        where = _written_at("preset", [*files, *overrides])
+        raise ConfigError(f"{where}: preset: no preset '{chosen}'; {there_are}")
+    return [*files, *layer]
+
+
+def _presets_of(file: _Source) -> dict[str, dict[str, Any]]:
+    presets = file.values.pop("presets", {})
+    sound = isinstance(presets, dict) and all(isinstance(v, dict) for v in presets.values())
+    if not sound or any(isinstance(v, dict) and "preset" in v for v in presets.values()):
+        raise ConfigError(
+            f"{file.where}:{file.lines['presets']}: presets: expected 'NAME:' and fields below "
+            "each, 'NAME: {}' for none"
+        )
+    return presets
+
+
+def _below(lines: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {key.removeprefix(prefix): line for key, line in lines.items() if key.startswith(prefix)}
 
 
 def _parse_override(item: str) -> _Source:

@@ -157,6 +157,9 @@ class OptimConfig(Section):
     null applies no rule."""
     weight_decay: NonNegativeFloat = 0.05
     """Decoupled weight decay of matrices; norms, biases and position tables have none."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor on the learning rate from each layer of the model to the one below it; the head has
+    the full rate. 1 is the same rate everywhere."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's moment decay rates."""
     eps: PositiveFloat = 1e-8
@@ -172,6 +175,9 @@ class ScheduleConfig(Section):
     """Length of the run, warm-up included."""
     warmup_epochs: NonNegativeFloat = 0.0
     """Linear warm-up at the start."""
+    decay_spans_warmup: bool = False
+    """The decay counts from step 0 and the warm-up lies over its start, after which the rate drops
+    slightly below the peak; otherwise the decay starts at the peak, after the warm-up."""
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up."""
     warmup_lr: NonNegativeFloat = 0.0
@@ -188,6 +194,22 @@ class ScheduleConfig(Section):
                 f"got {self.warmup_epochs:g}"
             )
         return self
+
+
+class EmaConfig(Section):
+    """An average of the weights beside them, which training itself never reads."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """What remains of the average in each step; null keeps no average."""
+    warmup: bool = True
+    """Let the decay rise with the number n of steps: min(decay, 1 - n^(-2/3)), as timm does."""
+    result: Literal["ema", "raw"] = "ema"
+    """Weights that are evaluated and exported, where there is an average."""
+
+    @property
+    def result_kind(self) -> Literal["ema", "master"]:
+        """Kind of the saved weights that are the run's result."""
+        return "ema" if self.decay is not None and self.result == "ema" else "master"
 
 
 class BatchConfig(Section):
@@ -321,6 +343,8 @@ class RunConfig(Section):
     """Name of the run and of its directory; the config's file name when not given."""
     runs_dir: str = "runs"
     """Directory that holds the run directories."""
+    preset: Name | None = None
+    """Which of the file's ``presets`` was taken; null takes none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Fixes initialisation, sample order, augmentation and drop path."""
     init_from: str | None = None
@@ -332,6 +356,7 @@ class RunConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig
     schedule: ScheduleConfig
+    ema: EmaConfig = EmaConfig()
     batch: BatchConfig
     engine: EngineConfig = EngineConfig()
     eval: EvalConfig = EvalConfig()

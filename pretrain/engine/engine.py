@@ -1,22 +1,26 @@
 """The training engine: DeepSpeed ZeRO reduces, clips, shards and skips; the rest is torch."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as torch_dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.schema import EngineConfig, OptimConfig
+from pretrain.config.schema import EmaConfig, EngineConfig, OptimConfig
 from pretrain.dist import control_group, gather_objects
-from pretrain.engine import runtime, shards
+from pretrain.engine import ema, runtime, shards
 from pretrain.engine.param_groups import parameter_groups
 from pretrain.engine.zero_config import zero_config
 from pretrain.errors import EngineError
 from pretrain.world import World
+
+WeightsKind = Literal["master", "ema"]
+"""The weights as they are trained, or their average."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,13 @@ class Engine:
         device: where this rank computes.
         world: the place of this rank.
         undecayed: names of the parameters without weight decay.
+        depths: layer of every parameter, for layer-wise decay; see `parameter_groups`.
+        average: the moving average that is kept beside the weights; None, or one without a decay,
+            keeps none.
 
     Raises:
-        EngineError: the model has frozen parameters, or names that cannot be saved.
+        EngineError: the model has frozen parameters, parameters without a depth where one is
+            needed, or names that cannot be saved.
     """
 
     def __init__(
@@ -81,6 +89,8 @@ class Engine:
         device: torch.device,
         world: World,
         undecayed: Collection[str],
+        depths: Mapping[str, int] | None = None,
+        average: EmaConfig | None = None,
     ) -> None:
         self._world = world
         self._micro_batch = micro_batch
@@ -92,7 +102,9 @@ class Engine:
         self._skipped_in_a_row = 0
         self._shapes = _shapes(model)
         parameters = dict(model.to(device).named_parameters())
-        groups = parameter_groups(parameters, optim.weight_decay, undecayed)
+        groups = parameter_groups(
+            parameters, optim.weight_decay, undecayed, optim.layer_decay, depths
+        )
         deepspeed = runtime.import_deepspeed(device)
         self._group = runtime.set_collective_group(engine.collective_timeout_seconds)
         optimizer = torch.optim.AdamW(
@@ -103,6 +115,9 @@ class Engine:
             optimizer=optimizer,
             config=zero_config(engine, optim, micro_batch, accumulation),
         )[0]
+        self._ema: ema.Ema | None = None
+        if average is not None and average.decay is not None:
+            self._ema = ema.Ema(shards.flats(self._zero), average)
 
     def train_step(self, micro_batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> StepResult:
         """Take one optimizer step on the mean loss of the global batch. Every rank.
@@ -113,14 +128,14 @@ class Engine:
         Args:
             micro_batches: pairs of images, float [B, C, H, W], and targets, float [B, Y] with rows
                 that sum to 1, both on the device; B is the engine's ``micro_batch``.
-            lr: learning rate of this step.
+            lr: learning rate of this step; a group's own is this times its ``lr_scale``.
 
         Raises:
             EngineError: too few micro-batches or wrong sizes; or the gradient was not finite in
                 ``max_skipped_steps`` steps in a row, on every rank alike.
         """
         for group in self._zero.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self._zero.train()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
         drawn = 0
@@ -137,6 +152,8 @@ class Engine:
             )
         applied = self._zero.was_step_applied()
         self._count_step(applied)
+        if applied and self._ema is not None:
+            self._ema.update(self._optimizer_step)
         norm = self._zero.get_global_grad_norm() if applied else float("inf")
         return StepResult(loss_sum, drawn * self._micro_batch, norm, not applied)
 
@@ -174,6 +191,40 @@ class Engine:
         self._zero.eval()
         return self._zero(images).float()
 
+    @contextmanager
+    def computing_with(self, kind: WeightsKind) -> Iterator[None]:
+        """Let `logits` compute with these weights inside a ``with`` block. Every rank.
+
+        Nothing but `logits` may be called inside. An error leaves the exchange as it is: bringing
+        the weights back is a collective, which the other ranks would not join.
+
+        Raises:
+            EngineError: the average is asked for and none is kept.
+        """
+        if kind == "master":
+            yield
+            return
+        average = self._average()
+        average.swap()
+        shards.refresh_weights(self._zero)
+        yield
+        average.swap()
+        shards.refresh_weights(self._zero)
+
+    def _average(self) -> ema.Ema:
+        if self._ema is None:
+            raise EngineError("ema.decay: no average is kept; give ema.decay=0.9999")
+        return self._ema
+
+    def _kinds(self) -> tuple[str, ...]:
+        return shards.KINDS if self._ema is None else (*shards.KINDS, ema.KIND)
+
+    def _values(self, piece: shards.Piece, kind: str) -> Tensor:
+        """Return the live elements of a piece: writes reach them."""
+        if kind == ema.KIND:
+            return self._average().of(piece.flat).narrow(0, piece.offset, piece.count)
+        return shards.values(self._zero, piece, kind)
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the full shape of every parameter, by name. Any rank."""
         return dict(self._shapes)
@@ -182,15 +233,13 @@ class Engine:
         """Return this rank's part of the state, copied to the CPU. Any rank.
 
         Keys are ``kind|parameter name|start``, values flat fp32 tensors: elements ``start`` onwards
-        of that parameter flattened. Kinds are ``master``, ``exp_avg`` and ``exp_avg_sq``. The
-        ranks' parts together hold every element exactly once.
+        of that parameter flattened. Kinds are ``master``, ``exp_avg``, ``exp_avg_sq`` and, where
+        an average is kept, ``ema``. The ranks' parts together hold every element exactly once.
         """
         return {
-            f"{kind}|{piece.name}|{piece.start}": shards.values(self._zero, piece, kind).to(
-                "cpu", copy=True
-            )
+            f"{kind}|{piece.name}|{piece.start}": self._values(piece, kind).to("cpu", copy=True)
             for piece in shards.pieces(self._zero)
-            for kind in shards.KINDS
+            for kind in self._kinds()
         }
 
     @torch.no_grad()
@@ -218,9 +267,9 @@ class Engine:
         if saved_shapes is not None:
             self._check_shapes(saved_shapes)
         for piece in shards.pieces(self._zero):
-            for kind in shards.KINDS:
+            for kind in self._kinds():
                 saved = read(kind, piece.name, piece.start, piece.count)
-                shards.values(self._zero, piece, kind).copy_(saved)
+                self._values(piece, kind).copy_(saved)
         shards.set_optimizer_step(self._zero, optimizer_step)
         shards.refresh_weights(self._zero)
         self._optimizer_step = optimizer_step
@@ -246,10 +295,14 @@ class Engine:
             "skipped_in_a_row": self._skipped_in_a_row,
         }
 
-    def full_weights(self) -> dict[str, Tensor]:
-        """Return every parameter whole, fp32 on the CPU, on rank zero; {} elsewhere. Every rank."""
+    def full_weights(self, kind: WeightsKind = "master") -> dict[str, Tensor]:
+        """Return every parameter whole, fp32 on the CPU, on rank zero; {} elsewhere. Every rank.
+
+        Raises:
+            EngineError: the average is asked for and none is kept.
+        """
         mine = shards.pieces(self._zero)
-        parts = [shards.values(self._zero, piece, "master").cpu() for piece in mine]
+        parts = [self._values(piece, kind).cpu() for piece in mine]
         flat = torch.cat(parts) if parts else torch.empty(0)
         layouts = gather_objects([(piece.name, piece.start, piece.count) for piece in mine])
         if self._world.rank != 0:
@@ -268,7 +321,7 @@ class Engine:
     def close(self) -> None:
         """Free the engine's memory, hooks and process group; nothing works after. Every rank."""
         self._zero.destroy()
-        self._zero = None
+        self._zero = self._ema = None
         runtime.release_collective_group(self._group)
 
 

@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups: what decays and what does not."""
+"""The optimizer's parameter groups: what decays, and at which fraction of the learning rate."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,18 +9,29 @@ from pretrain.errors import EngineError
 
 
 def parameter_groups(
-    parameters: Mapping[str, nn.Parameter], weight_decay: float, undecayed: Collection[str]
+    parameters: Mapping[str, nn.Parameter],
+    weight_decay: float,
+    undecayed: Collection[str],
+    layer_decay: float = 1.0,
+    depths: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Split parameters into the optimizer's decayed and undecayed groups, empty ones left out.
 
+    With layer-wise decay there are two groups per layer, the deepest layer's last. A group's
+    ``lr_scale`` is what its learning rate is multiplied by: ``layer_decay`` to the power of its
+    distance from the deepest layer (ELECTRA, arXiv 2003.10555, section 3; BEiT, arXiv 2106.08254).
+
     Args:
         parameters: every parameter of the model by name.
-        weight_decay: of the decayed group.
+        weight_decay: of the decayed groups.
         undecayed: names without weight decay, as the model says.
+        layer_decay: factor from each layer to the one below it; 1 makes no layers.
+        depths: layer of every parameter by name, the one nearest the image lowest; may be left out
+            where ``layer_decay`` is 1.
 
     Raises:
-        EngineError: a frozen parameter, whose state would be missing from every checkpoint; or an
-            undecayed name that the model does not have.
+        EngineError: a frozen parameter, whose state would be missing from every checkpoint; an
+            undecayed name that the model does not have; or a parameter without a depth.
     """
     frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
     if frozen:
@@ -31,15 +42,57 @@ def parameter_groups(
     unknown = sorted(set(undecayed) - parameters.keys())
     if unknown:
         raise EngineError(f"undecayed: no parameter is named {unknown[0]}")
-    names = {"decayed": [name for name in parameters if name not in undecayed]}
-    names["undecayed"] = [name for name in parameters if name in undecayed]
-    decay = {"decayed": weight_decay, "undecayed": 0.0}
-    return [
-        {
-            "params": [parameters[name] for name in members],
-            "weight_decay": decay[group],
-            "name": group,
-        }
-        for group, members in names.items()
-        if members
-    ]
+    layers = dict.fromkeys(parameters, 0) if layer_decay == 1.0 else _layers(parameters, depths)
+    groups = []
+    for layer in sorted(set(layers.values())):
+        members = [name for name in parameters if layers[name] == layer]
+        for group, decays in (("decayed", True), ("undecayed", False)):
+            names = [name for name in members if (name not in undecayed) == decays]
+            groups.append(
+                {
+                    "params": [parameters[name] for name in names],
+                    "weight_decay": weight_decay if decays else 0.0,
+                    "lr_scale": layer_decay ** (max(layers.values()) - layer),
+                    "name": group if layer_decay == 1.0 else f"layer {layer} {group}",
+                }
+            )
+    return [group for group in groups if group["params"]]
+
+
+def _layers(parameters: Collection[str], depths: Mapping[str, int] | None) -> dict[str, int]:
+    known = depths or {}
+    without = [name for name in parameters if name not in known]
+    if without:
+        raise EngineError(
+            f"optim.layer_decay: the model gives no depth for parameter {without[0]}; "
+            "give optim.layer_decay=1.0"
+        )
+    return {name: known[name] for name in parameters}
+
+
+def swin_layer_depths(names: Collection[str]) -> dict[str, int]:
+    """Return the layer of each of a Swin's parameters, by their official names.
+
+    The patch embedding is layer 0, the blocks are 1, 2, …, a stage's merging belongs to its last
+    block, and the final norm and the head are the layer above all blocks (official SimMIM
+    fine-tuning, arXiv 2111.09886).
+    """
+    blocks = sorted({tuple(map(int, _block(name))) for name in names if _block(name)})
+    order = {block: number for number, block in enumerate(blocks, start=1)}
+    last_of_stage = {stage: order[stage, block] for stage, block in blocks}
+    depths = {}
+    for name in names:
+        if _block(name):
+            stage, block = map(int, _block(name))
+            depths[name] = order[stage, block]
+        elif name.startswith("layers."):
+            depths[name] = last_of_stage[int(name.split(".")[1])]
+        else:
+            depths[name] = 0 if name.startswith("patch_embed.") else len(blocks) + 1
+    return depths
+
+
+def _block(name: str) -> list[str]:
+    """Return stage and block of a parameter, in digits; nothing where it is in no block."""
+    parts = name.split(".")
+    return [parts[1], parts[3]] if parts[0] == "layers" and parts[2] == "blocks" else []

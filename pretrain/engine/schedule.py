@@ -13,6 +13,7 @@ def learning_rate(
     start: float,
     floor: float,
     kind: Literal["cosine", "linear", "constant"],
+    decay_spans_warmup: bool = False,
 ) -> float:
     """Return the learning rate applied in a step.
 
@@ -29,6 +30,8 @@ def learning_rate(
         start: learning rate of step 0 where there is a warm-up.
         floor: learning rate at the end; ``constant`` ignores it.
         kind: shape after the warm-up.
+        decay_spans_warmup: count the decay from step 0 over all ``total_steps``, under the warm-up,
+            so that it joins below the peak (the official repository until October 2022).
 
     Raises:
         ValueError: a negative step, or a warm-up that leaves nothing to train.
@@ -40,7 +43,8 @@ def learning_rate(
         )
     if step < warmup_steps:
         return start + (peak - start) * step / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+    first = 0 if decay_spans_warmup else warmup_steps
+    progress = min(1.0, (step - first) / (total_steps - first))
     if kind == "constant":
         return peak
     if kind == "linear":

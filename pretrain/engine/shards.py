@@ -86,16 +86,17 @@ def _adam_state(zero: Any, flat: Tensor) -> dict[str, Tensor]:
     return state
 
 
+def flats(zero: Any) -> list[Tensor]:
+    """Return this rank's fp32 master weights, one flat tensor per group, padding included."""
+    optimizer = zero.optimizer
+    if zero.zero_optimization_stage() == 3:
+        return list(optimizer.fp32_partitioned_groups_flat)
+    return list(optimizer.single_partition_of_fp32_groups)
+
+
 def set_optimizer_step(zero: Any, optimizer_step: int) -> None:
     """Tell AdamW how many steps its moments have seen (its bias correction). Any rank."""
-    optimizer = zero.optimizer
-    stage_3 = zero.zero_optimization_stage() == 3
-    flats = (
-        optimizer.fp32_partitioned_groups_flat
-        if stage_3
-        else optimizer.single_partition_of_fp32_groups
-    )
-    for flat in flats:
+    for flat in flats(zero):
         _adam_state(zero, flat)["step"].fill_(optimizer_step)
 
 

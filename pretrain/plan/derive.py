@@ -21,6 +21,8 @@ from pretrain.plan.resources import Resources
 
 BYTES_PER_PARAMETER_SAVED = 12
 """A checkpoint holds the fp32 master weight and AdamW's two moments of every parameter."""
+BYTES_PER_AVERAGE_SAVED = 4
+"""And its fp32 average, where the run keeps one."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Plan:
     """Every number that follows; sizes in bytes, counts bare, fractions from 0 to 1.
 
     Attributes:
+        preset: which of the config's presets was taken, if any.
         edition: data edition, or nothing while the shards are not built.
         num_classes: length of the class list and of the head.
         train_samples: images of an epoch.
@@ -58,6 +61,7 @@ class Plan:
         cost: hours, with what they assume.
     """
 
+    preset: str | None
     edition: str
     num_classes: int
     train_samples: int
@@ -123,6 +127,7 @@ def make_plan(
     macs = count_forward_macs(shape)
     splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
     return Plan(
+        preset=config.preset,
         edition="" if manifest is None else manifest.edition,
         num_classes=config.model.num_classes,
         train_samples=train_samples,
@@ -146,8 +151,8 @@ def make_plan(
         min_lr=config.schedule.min_lr * lr_scale,
         parameters=parameters,
         forward_macs_per_image=macs,
-        memory=memory_bytes_per_rank(shape, config.engine, micro_batch, resources.world_size),
-        checkpoint_bytes=BYTES_PER_PARAMETER_SAVED * parameters,
+        memory=memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
+        checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
         checkpoints_kept=config.checkpoint.keep_last,
         free_disk_bytes=free_disk_bytes,
         cost=estimate_cost(
@@ -194,6 +199,11 @@ def _checked_shape(config: RunConfig) -> Shape:
     if config.augment.randaugment is not None:
         parse_policy(config.augment.randaugment)
     return shape
+
+
+def _bytes_per_parameter_saved(config: RunConfig) -> int:
+    average = 0 if config.ema.decay is None else BYTES_PER_AVERAGE_SAVED
+    return BYTES_PER_PARAMETER_SAVED + average
 
 
 def _steps_per_epoch(config: RunConfig, train_samples: int) -> int:

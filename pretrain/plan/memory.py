@@ -1,6 +1,6 @@
 """Memory of one rank by part, for each ZeRO stage."""
 
-from pretrain.config.schema import EngineConfig
+from pretrain.config.schema import RunConfig
 from pretrain.models.variants import Shape, activation_bytes_per_image, count_parameters
 
 _FP32_BYTES = 4
@@ -8,14 +8,16 @@ _BF16_BYTES = 2
 
 
 def memory_bytes_per_rank(
-    shape: Shape, engine: EngineConfig, micro_batch: int, world_size: int
+    shape: Shape, config: RunConfig, micro_batch: int, world_size: int
 ) -> dict[str, int]:
     """Estimate what a rank holds at the peak of a step.
 
     ZeRO (arXiv 1910.02054, section 5) divides optimizer state by the ranks at stage 1, gradients
     too at stage 2, parameters too at stage 3. Under bf16 autocast parameters and gradients stay
-    fp32, and each matrix has a bf16 copy while it is in use (counted as if all were alive).
+    fp32, and each matrix has a bf16 copy while it is in use (counted as if all were alive). An
+    average of the weights is divided as the master weights are.
     """
+    engine = config.engine
     count = count_parameters(shape)
     share = -(-count // world_size)
     stage = engine.zero_stage
@@ -25,6 +27,8 @@ def memory_bytes_per_rank(
         "master weights": _FP32_BYTES * share,
         "AdamW moments": 2 * _FP32_BYTES * share,
     }
+    if config.ema.decay is not None:
+        parts["average of weights"] = _FP32_BYTES * share
     if engine.precision == "bf16":
         parts["autocast copies"] = _BF16_BYTES * count
     parts["activations"] = micro_batch * activation_bytes_per_image(

@@ -8,7 +8,7 @@ def render(config: RunConfig, plan: Plan) -> str:
     """Return the plan as aligned lines, one fact each."""
     rows = [*_data_rows(config, plan), *_step_rows(config, plan), *_size_rows(config, plan)]
     width = max(len(label) for label, _ in rows)
-    lines = [f"plan of {config.name}"]
+    lines = [f"plan of {config.name}" + (f", preset {plan.preset}" if plan.preset else "")]
     lines += [f"  {label:<{width}}  {text}" for label, text in rows]
     return "\n".join(lines)
 
@@ -65,12 +65,32 @@ def _step_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
             f"{plan.total_steps:,} = {schedule.epochs} epochs x {plan.steps_per_epoch:,}; "
             f"warm-up {plan.warmup_steps:,}",
         ),
-        (
-            "learning rate",
-            f"{lr}; from {plan.warmup_lr:g}, {schedule.kind}"
-            + (f" to {plan.min_lr:g}" if schedule.kind != "constant" else ""),
-        ),
+        ("learning rate", f"{lr}; {_course(config, plan)}"),
+        ("optimizer", _optimizer(config)),
     ]
+
+
+def _course(config: RunConfig, plan: Plan) -> str:
+    """Return how the learning rate moves."""
+    schedule = config.schedule
+    course = f"from {plan.warmup_lr:g}, " if plan.warmup_steps else ""
+    course += schedule.kind
+    if schedule.kind != "constant":
+        course += f" to {plan.min_lr:g}"
+        course += " counted from step 0, under the warm-up" if schedule.decay_spans_warmup else ""
+    return course
+
+
+def _optimizer(config: RunConfig) -> str:
+    """Return what else decides a step."""
+    optim, average = config.optim, config.ema
+    parts = [f"AdamW, weight decay {optim.weight_decay:g}"]
+    parts.append(f"clipped at {optim.clip_grad_norm:g}" if optim.clip_grad_norm else "not clipped")
+    if optim.layer_decay < 1:
+        parts.append(f"{optim.layer_decay:g} of the rate per layer down")
+    if average.decay is not None:
+        parts.append(f"average of weights {average.decay:g}, {average.result} is the result")
+    return ", ".join(parts)
 
 
 def _size_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -29,7 +30,7 @@ def test_key():
     assert parse_key("exp_avg|layers.0.norm.weight|96") == ("exp_avg", "layers.0.norm.weight", 96)
 
 
-@pytest.mark.parametrize("key", ["", "master|x", "ema|x|0", "master||0", "master|x|-1", "a|b|c|d"])
+@pytest.mark.parametrize("key", ["", "master|x", "mean|x|0", "master||0", "master|x|-1", "a|b|c|d"])
 def test_bad_key(key):
     with pytest.raises(CheckpointError, match="kind"):
         parse_key(key)
@@ -54,9 +55,9 @@ def _resigned(text: str, **changes) -> str:
 
 
 def test_format_is_fixed(tmp_path):
-    """A change of the format must raise its version: this is version 1, byte for byte."""
+    """A change of the format must raise its version: this is version 2, byte for byte."""
     text = (write_checkpoint(tmp_path, 7) / "manifest.json").read_text()
-    assert FORMAT == 1
+    assert FORMAT == 2
     assert sorted(json.loads(text)["manifest"]) == [
         "classes", "config_sha256", "files", "format", "samples_consumed", "shapes", "state",
         "step", "world_size",
@@ -66,9 +67,30 @@ def test_format_is_fixed(tmp_path):
 
 def test_newer_format_is_refused_by_its_number(tmp_path):
     path = write_checkpoint(tmp_path, 7) / "manifest.json"
-    path.write_text(_resigned(path.read_text(), format=2, invented="later"))
-    with pytest.raises(CheckpointError, match=r"written in format 2.*reads up to 1"):
+    path.write_text(_resigned(path.read_text(), format=3, invented="later"))
+    with pytest.raises(CheckpointError, match=r"written in format 3.*reads up to 2"):
         read_manifest(path.parent)
+
+
+def test_the_format_before_is_read(tmp_path):
+    """Version 1 differs in nothing but that no run had an average."""
+    path = write_checkpoint(tmp_path, 7) / "manifest.json"
+    path.write_text(_resigned(path.read_text(), format=1))
+    assert read_manifest(path.parent).step == 7
+
+
+def test_an_average_covers_every_parameter_or_none(tmp_path):
+    whole = _whole()
+    name, file = next(iter(whole.files.items()))
+    averages = {"ema|head.weight|0": 15, "ema|head.bias|0": 3}
+    for held, refused in ((averages, False), ({"ema|head.weight|0": 15}, True)):
+        files = whole.files | {name: replace(file, fragments=file.fragments | held)}
+        with (
+            pytest.raises(CheckpointError, match=r"ema of head\.bias.*at 0")
+            if refused
+            else nullcontext()
+        ):
+            check_coverage(replace(whole, files=files), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from pretrain.engine.param_groups import parameter_groups
+from pretrain.engine.param_groups import parameter_groups, swin_layer_depths
 from pretrain.errors import EngineError
 
 
@@ -40,3 +40,44 @@ def test_frozen_parameters_and_unknown_names_are_refused():
     parameters["2.weight"].requires_grad_(False)
     with pytest.raises(EngineError, match=r"parameter 2\.weight: expected a trained"):
         parameter_groups(parameters, 0.05, set())
+
+
+def test_without_layer_decay_every_group_has_the_full_rate():
+    groups = parameter_groups(small(), 0.05, {"0.bias"}, 1.0, {"0.weight": 0})
+    assert [group["lr_scale"] for group in groups] == [1.0, 1.0]
+
+
+def test_layers_have_groups_of_their_own_with_falling_rates():
+    parameters = small()
+    undecayed = {"0.bias", "1.weight", "1.bias", "2.bias"}
+    depths = {name: 3 * int(name[0]) for name in parameters}  # layers 0, 3 and 6
+    groups = parameter_groups(parameters, 0.05, undecayed, 0.5, depths)
+    assert [(g["name"], g["weight_decay"], g["lr_scale"]) for g in groups] == [
+        ("layer 0 decayed", 0.05, 0.5**6),
+        ("layer 0 undecayed", 0.0, 0.5**6),
+        ("layer 3 undecayed", 0.0, 0.5**3),
+        ("layer 6 decayed", 0.05, 1.0),
+        ("layer 6 undecayed", 0.0, 1.0),
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(parameters)
+
+
+def test_a_parameter_without_a_depth_is_refused():
+    with pytest.raises(EngineError, match=r"no depth for parameter 2\.bias; give optim\.layer_dec"):
+        parameter_groups(small(), 0.05, set(), 0.5, dict.fromkeys(list(small())[:-1], 0))
+
+
+def test_depths_by_official_names():
+    depths = {
+        "patch_embed.proj.weight": 0,
+        "patch_embed.norm.bias": 0,
+        "layers.0.blocks.0.attn.qkv.weight": 1,
+        "layers.0.blocks.1.norm1.weight": 2,
+        "layers.0.downsample.reduction.weight": 2,
+        "layers.1.blocks.0.mlp.fc1.bias": 3,
+        "layers.1.downsample.norm.weight": 3,
+        "layers.2.blocks.0.norm2.bias": 4,
+        "norm.weight": 5,
+        "head.bias": 5,
+    }
+    assert swin_layer_depths(list(depths)[::-1]) == depths

@@ -83,3 +83,18 @@ def test_refuses_impossible_numbers(step, warmup):
             floor=0.0,
             kind="cosine",
         )
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1e-6),
+        (17_329, 9.999423542989036e-4),
+        (17_330, 9.92479837741043e-4),  # 5/90 of the way down already
+        (155_970, 5.05e-4),  # half of the whole run, not of what follows the warm-up
+        (311_940, 1e-5),
+    ],
+)
+def test_a_decay_under_the_warm_up(step, expected):
+    lr = learning_rate(step, kind="cosine", decay_spans_warmup=True, **PRETRAINING)
+    assert lr == pytest.approx(expected, rel=1e-12)

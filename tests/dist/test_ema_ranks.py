@@ -1,0 +1,53 @@
+"""Averaged weights and layer-wise rates on two gloo ranks, against a plain loop in one process."""
+
+from typing import Any
+
+import pytest
+from ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> dict[str, Any]:
+    folder = str(tmp_path_factory.mktemp("averages"))
+    two = run_ranks("cases_ema:suite", 2, folder)
+    return {"suite": two[0], "other": two[1], "one": run_ranks("cases_ema:reopen", 1, folder)[0]}
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_the_average_is_a_plain_loops_to_the_bit(ranks, stage):
+    found = ranks["suite"][stage]
+    assert found["exact"] == [True] * 7
+    assert found["skipped"] == [False, False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_layerwise_rates_and_average_equal_plain_torch(ranks, stage):
+    found = ranks["suite"][stage]
+    assert found["weights"] < 5e-6  # sums over ranks in another order
+    assert found["averages"] < 5e-6
+    assert found["apart"] > 5e-4  # else neither says anything
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_evaluating_the_average_uses_it_and_puts_the_weights_back(ranks, stage):
+    for rank in ("suite", "other"):
+        assert ranks[rank][stage]["back"]
+    found = ranks["suite"][stage]
+    assert found["logits"] < 5e-6
+    assert found["raw_logits"] > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_resuming_with_an_average_is_bitwise(ranks, stage):
+    for rank in ("suite", "other"):
+        assert ranks[rank][stage]["resumed"]
+
+
+def test_another_world_and_stage_loads_the_average_to_the_bit(ranks):
+    assert len(ranks["one"]) == 9
+    assert all(ranks["one"].values())
+
+
+def test_without_an_average_none_is_saved_or_given(ranks):
+    assert ranks["suite"]["kinds"] == ["exp_avg", "exp_avg_sq", "master"]
+    assert "give ema.decay=0.9999" in ranks["suite"]["without"]
