@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pretrain.checkpoint.resume import newest_valid
 
@@ -170,3 +171,25 @@ def test_fine_tuning_is_a_config(config, tmp_path):
     export = json.loads((tmp_path / "runs" / "tuned" / "export" / "config.json").read_text())
     assert export["model"]["window_size"] == 8
     assert (tmp_path / "runs" / "tuned" / "report.html").stat().st_size > 1000
+
+
+def test_the_average_is_what_is_evaluated_and_exported(config, tmp_path):
+    modern = ["ema.decay=0.9", "optim.layer_decay=0.7", "augment.mix_probability=0.0"]
+    train(config, "name=average", *modern)
+    train(config, "name=raw", *modern, "ema.result=raw")
+    exported = {}
+    for name, kind in (("average", "ema"), ("raw", "master")):
+        run = tmp_path / "runs" / name
+        reader, _ = newest_valid(run / "checkpoints")
+        assert reader is not None
+        exported[name] = load_file(run / "export" / "model.safetensors")
+        for key, value in exported[name].items():
+            assert torch.equal(value, reader.full(kind, key)), key
+        provenance = json.loads((run / "export" / "config.json").read_text())["provenance"]
+        assert provenance["weights"] == kind
+    # Both trained alike, so that only what was measured differs.
+    first, second = records(tmp_path / "runs" / "average"), records(tmp_path / "runs" / "raw")
+    for one, other in zip(first, second, strict=True):
+        same = "eval/loss" not in one
+        assert (one == other) is same, (one, other)
+    assert not torch.equal(exported["average"]["head.weight"], exported["raw"]["head.weight"])

@@ -170,13 +170,9 @@ def test_fp32_gradients_are_not_reduced_in_bf16():
     assert "reduce_dtype: bf16 needs precision: bf16" in refusal("swin_l_22k", overrides)
 
 
-def test_every_shipped_config_loads_and_says_where_it_comes_from():
+def test_every_shipped_config_loads():
     names = config_names()
     assert len(names) >= 15
     for name in names:
-        path = Path("configs") / f"{name}.yaml"
-        header = (Path(__file__).parents[3] / path).read_text()
-        for field in ("# Source:", "# Command:", "# Published:", "# Status:"):
-            assert field in header, f"{path} lacks '{field}'"
         for part in expand_chain([name]):
             assert load_run(part).name == part

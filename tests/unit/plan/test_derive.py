@@ -164,6 +164,31 @@ def test_the_text_says_every_number_a_person_asks_for():
         assert piece in text, f"{piece!r} not in:\n{text}"
 
 
+def test_the_text_names_the_preset_and_what_it_changes():
+    overrides = ["preset=modern"]
+    plan = plan_of("swin_l_22k_to_1k_384", overrides)
+    text = render(load_run("swin_l_22k_to_1k_384", overrides), plan)
+    for piece in (
+        "plan of swin_l_22k_to_1k_384, preset modern",
+        "peak 5e-05 = 5e-05 x 512 / 512 (linear rule); cosine to 1e-06",
+        "AdamW, weight decay 1e-08, clipped at 5, 0.9 of the rate per layer down, "
+        "average of weights 0.9999, ema is the result",
+    ):
+        assert piece in text, f"{piece!r} not in:\n{text}"
+    released = ["preset=released"]
+    text = render(load_run("swin_l_22k", released), plan_of("swin_l_22k", released))
+    assert "cosine to 1e-05 counted from step 0, under the warm-up" in text
+    assert json.loads(plan.to_json())["preset"] == "modern"
+
+
+def test_an_average_costs_memory_and_disk():
+    without = plan_of("swin_t_1k")
+    plan = plan_of("swin_t_1k", ["ema.decay=0.999"])
+    share = -(-28_288_354 // plan.world_size) * 4
+    assert plan.memory == without.memory | {"average of weights": share}
+    assert plan.checkpoint_bytes == 16 * 28_288_354
+
+
 def test_a_full_disk_is_pointed_out():
     plan = plan_of("swin_l_22k", free_disk_bytes=10**9)
     assert "NOT ENOUGH" in render(load_run("swin_l_22k"), plan)
