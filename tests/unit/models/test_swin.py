@@ -5,17 +5,10 @@ import torch
 from tiny_swin import randomized, tiny_shape
 from torch import Tensor
 
-from pretrain.models.swin import (
-    MASKED_LOGIT,
-    Block,
-    Swin,
-    WindowAttention,
-    merge_windows,
-    partition_windows,
-    relative_position_index,
-    shift_mask,
-)
+from pretrain.models.mixers import WindowAttention, relative_position_index
+from pretrain.models.swin import Block, Swin
 from pretrain.models.variants import Shape
+from pretrain.models.windows import MASKED_LOGIT, merge_windows, partition_windows, shift_mask
 
 RECOMPUTE_ALL = ("full",) * 4
 
@@ -61,9 +54,9 @@ def test_attention_gets_what_the_fused_gpu_kernels_take(monkeypatch, autocast):
     """One dtype, and last dimensions of stride 1: else torch falls back without a word."""
     attention, calls = torch.nn.functional.scaled_dot_product_attention, []
 
-    def spy(*inputs: Tensor, attn_mask: Tensor) -> Tensor:
+    def spy(*inputs: Tensor, attn_mask: Tensor, scale: float) -> Tensor:
         calls.append([(part.dtype, part.stride(-1)) for part in (*inputs, attn_mask)])
-        return attention(*inputs, attn_mask=attn_mask)
+        return attention(*inputs, attn_mask=attn_mask, scale=scale)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     model = Swin(tiny_shape())
@@ -186,7 +179,7 @@ def test_drop_path_rises_linearly_to_its_rate():
 
 def test_drop_path_drops_whole_branches_of_single_images():
     rate, count = 0.3, 4000
-    block = Block(channels=4, heads=1, window=2, hidden=8, drop_path=rate)
+    block = Block(Shape(4, (1,) * 4, (1,) * 4, 8, 2, 5), stage=0, drop_path=rate)
     torch.nn.init.zeros_(block.mlp.fc2.weight)  # leaves the attention's branch alone
     torch.nn.init.zeros_(block.mlp.fc2.bias)
     x = images(1, 2, 2)[:, :1].permute(0, 2, 3, 1).expand(count, 2, 2, 4)

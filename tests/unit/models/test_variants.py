@@ -12,16 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config.schema import ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.swin import Swin
-from pretrain.models.variants import (
-    Shape,
+from pretrain.models.cost import (
     activation_bytes_per_image,
-    check_image_size,
     count_forward_macs,
     count_parameters,
-    shape_of,
-    stage_maps,
 )
+from pretrain.models.swin import Swin
+from pretrain.models.variants import Shape, check_image_size, shape_of, stage_maps
 
 
 def config(variant="swin_t", image_size=224, window_size=7, num_classes=1000, **overrides):
@@ -159,8 +156,8 @@ class SavingAttention(torch.autograd.Function):
     """Attention that saves what the memory-efficient kernel of a GPU saves."""
 
     @staticmethod
-    def forward(ctx, query, key, value, bias, attend):
-        output = attend(query, key, value, attn_mask=bias)
+    def forward(ctx, query, key, value, bias, scale, attend):
+        output = attend(query, key, value, attn_mask=bias, scale=scale)
         output = output.transpose(1, 2).contiguous().transpose(1, 2)  # the kernel's memory order
         logsumexp = torch.empty(query.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, bias, output, logsumexp)
@@ -196,9 +193,9 @@ def kept_bytes(model: Swin, images: int, precision: str) -> int:
 def test_activation_estimate_is_what_a_forward_pass_keeps(monkeypatch, precision, recompute):
     attend, dtype = F.scaled_dot_product_attention, {"bf16": torch.bfloat16}.get(precision)
 
-    def saving_attention(query, key, value, attn_mask):
+    def saving_attention(query, key, value, attn_mask, scale):
         cast = (t.to(dtype or torch.float32) for t in (query, key, value, attn_mask))
-        return SavingAttention.apply(*cast, attend)
+        return SavingAttention.apply(*cast, scale, attend)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", saving_attention)
     shape = shape_of(config(embed_dim=48, image_size=128, window_size=4, num_classes=3))
