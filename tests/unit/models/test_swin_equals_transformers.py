@@ -157,14 +157,22 @@ def test_networks_equal_theirs_after_a_transfer(source, target):
     assert_equal_everywhere(model, target.image_size, target.image_size, images=1)
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name[-1] != "s"])
-def test_every_variants_widths_and_heads_equal_theirs(variant):
+@pytest.mark.parametrize("wide", [False, True], ids=["window 7 or 8", "window 12 or 16"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *("swin_t", "swin_b", "swinv2_t", "swinv2_b"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("swin_l", "swinv2_l")),
+    ],
+)
+def test_every_variants_widths_and_heads_equal_theirs(variant, wide):
     """Every stage at its full width (S has T's), with the fewest blocks that show both windows."""
-    window = 8 if variant.startswith("swinv2") else 7
+    window = {"swin": (7, 12), "swinv2": (8, 16)}[variant.partition("_")[0]][wide]
+    side = 96 if wide else 64
     config = ModelConfig(
-        variant=variant, image_size=64, window_size=window, num_classes=5, depths=(2, 1, 1, 1)
+        variant=variant, image_size=side, window_size=window, num_classes=5, depths=(2, 1, 1, 1)
     )
-    assert_equal_everywhere(randomized(Swin(shape_of(config))), 64, 64, images=1)
+    assert_equal_everywhere(randomized(Swin(shape_of(config))), side, 96, images=1)
 
 
 @pytest.mark.slow
