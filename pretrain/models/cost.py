@@ -127,8 +127,9 @@ def _block_bytes(shape: Shape, stage: int, compute: int, block: int) -> int:
             # Input of qkv; q, k, v; output, which shifted windows copy before its projection.
             copies, statistics = 6 if shifted else 5, 4 * shape.heads[stage]
         case "v2":
-            # As V1, and scaled q and k beside the plain ones; shifted windows copy q, k and v.
-            copies, statistics = 9 if shifted else 7, 12 * shape.heads[stage]
+            # As V1, and scaled q and k beside the plain ones, with three fp32 lengths for each
+            # vector; shifted windows copy v too.
+            copies, statistics = 9 if shifted else 7, 28 * shape.heads[stage]
         case "mlp":
             copies, statistics = 1, 0
     mixing = padded * (copies * channels * compute + statistics)
