@@ -128,7 +128,7 @@ def _block_bytes(shape: Shape, stage: int, compute: int, block: int) -> int:
             copies, statistics = 6 if shifted else 5, 4 * shape.heads[stage]
         case "v2":
             # As V1, and scaled q and k beside the plain ones, with three fp32 lengths for each
-            # vector; shifted windows copy v too.
+            # vector; shifted windows copy v and the output.
             copies, statistics = 9 if shifted else 7, 28 * shape.heads[stage]
         case "mlp":
             copies, statistics = 1, 0
