@@ -20,7 +20,6 @@ from pretrain.convert.export import read_weights, write_export
 from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, eval_batches, train_batches
 from pretrain.engine.engine import Engine
-from pretrain.engine.param_groups import swin_layer_depths
 from pretrain.engine.schedule import learning_rate
 from pretrain.errors import CheckpointError
 from pretrain.evaluate.classification import evaluate
@@ -134,7 +133,7 @@ def connect(
         device=device,
         world=job.world,
         undecayed=model.no_weight_decay_names(),
-        depths=swin_layer_depths([name for name, _ in model.named_parameters()]),
+        depths=model.layer_depths(),
         average=config.ema,
     )
     return Parts(
@@ -164,7 +163,7 @@ def load_initial_weights(job: Job, model: Swin, recorder: Recorder) -> None:
     if path is None:
         return
     source = read_weights(path)
-    report = transfer(source.tensors, source.classes, model, job.manifest.classes)
+    report = transfer(source.tensors, source.classes, model, job.manifest.classes, source.model)
     recorder.event("initial_weights", source=str(path), changes="; ".join(report.lines()))
 
 

@@ -68,31 +68,3 @@ def _layers(parameters: Collection[str], depths: Mapping[str, int] | None) -> di
             "give optim.layer_decay=1.0"
         )
     return {name: known[name] for name in parameters}
-
-
-def swin_layer_depths(names: Collection[str]) -> dict[str, int]:
-    """Return the layer of each of a Swin's parameters, by their official names.
-
-    The patch embedding is layer 0, the blocks are 1, 2, …, a stage's merging belongs to its last
-    block, and the final norm and the head are the layer above all blocks (official SimMIM
-    fine-tuning, arXiv 2111.09886).
-    """
-    blocks = sorted({tuple(map(int, _block(name))) for name in names if _block(name)})
-    order = {block: number for number, block in enumerate(blocks, start=1)}
-    last_of_stage = {stage: order[stage, block] for stage, block in blocks}
-    depths = {}
-    for name in names:
-        if _block(name):
-            stage, block = map(int, _block(name))
-            depths[name] = order[stage, block]
-        elif name.startswith("layers."):
-            depths[name] = last_of_stage[int(name.split(".")[1])]
-        else:
-            depths[name] = 0 if name.startswith("patch_embed.") else len(blocks) + 1
-    return depths
-
-
-def _block(name: str) -> list[str]:
-    """Return stage and block of a parameter, in digits; nothing where it is in no block."""
-    parts = name.split(".")
-    return [parts[1], parts[3]] if parts[0] == "layers" and parts[2] == "blocks" else []

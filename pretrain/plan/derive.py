@@ -8,13 +8,8 @@ from pretrain.augment.policy import parse_policy
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import Manifest
 from pretrain.errors import ConfigError
-from pretrain.models.variants import (
-    Shape,
-    check_image_size,
-    count_forward_macs,
-    count_parameters,
-    shape_of,
-)
+from pretrain.models.cost import count_forward_macs, count_parameters
+from pretrain.models.variants import Shape, check_image_size, shape_of
 from pretrain.plan.cost import Cost, estimate_cost
 from pretrain.plan.memory import memory_bytes_per_rank
 from pretrain.plan.resources import Resources
@@ -123,8 +118,7 @@ def make_plan(
     steps_per_epoch = _steps_per_epoch(config, train_samples)
     total_steps = steps_per_epoch * config.schedule.epochs
     lr_scale = global_batch / (config.optim.lr_reference_batch or global_batch)
-    parameters = count_parameters(shape)
-    macs = count_forward_macs(shape)
+    parameters, macs = count_parameters(shape), count_forward_macs(shape)
     splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
     return Plan(
         preset=config.preset,

@@ -14,7 +14,7 @@ import torch
 
 from pretrain import train
 from pretrain.config.load import config_names, load_run
-from pretrain.engine.param_groups import parameter_groups, swin_layer_depths
+from pretrain.engine.param_groups import parameter_groups
 from pretrain.models.build import build
 from pretrain.plan.derive import make_plan
 from pretrain.plan.resources import resources_of
@@ -293,7 +293,7 @@ def test_parameter_groups(name, preset, layer_decay, weight_decay, groups, scala
         config.optim.weight_decay,
         model.no_weight_decay_names(),
         config.optim.layer_decay,
-        swin_layer_depths(list(parameters)),
+        model.layer_depths(),
     )
     names = {id(parameter): name for name, parameter in parameters.items()}
     of_parameter = {

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from pretrain.engine.param_groups import parameter_groups, swin_layer_depths
+from pretrain.engine.param_groups import parameter_groups
 from pretrain.errors import EngineError
 
 
@@ -65,19 +65,3 @@ def test_layers_have_groups_of_their_own_with_falling_rates():
 def test_a_parameter_without_a_depth_is_refused():
     with pytest.raises(EngineError, match=r"no depth for parameter 2\.bias; give optim\.layer_dec"):
         parameter_groups(small(), 0.05, set(), 0.5, dict.fromkeys(list(small())[:-1], 0))
-
-
-def test_depths_by_official_names():
-    depths = {
-        "patch_embed.proj.weight": 0,
-        "patch_embed.norm.bias": 0,
-        "layers.0.blocks.0.attn.qkv.weight": 1,
-        "layers.0.blocks.1.norm1.weight": 2,
-        "layers.0.downsample.reduction.weight": 2,
-        "layers.1.blocks.0.mlp.fc1.bias": 3,
-        "layers.1.downsample.norm.weight": 3,
-        "layers.2.blocks.0.norm2.bias": 4,
-        "norm.weight": 5,
-        "head.bias": 5,
-    }
-    assert swin_layer_depths(list(depths)[::-1]) == depths
