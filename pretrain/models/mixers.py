@@ -208,6 +208,9 @@ def attend(
     bias = bias[None].to(query.dtype).contiguous()
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     out = out.view(batch, count, heads, tokens, -1).transpose(2, 3)
+    if torch.compiler.is_exporting():
+        # The kernel that a trace meets decides the memory order: another may read it elsewhere.
+        out = out.clone(memory_format=torch.contiguous_format)
     return out.reshape(batch, count, tokens, -1)
 
 

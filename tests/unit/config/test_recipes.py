@@ -75,6 +75,14 @@ TUNING_384 = presets(at_384(FINE_TUNING), at_384(PAPER_TUNING), at_384(MODERN))
 TUNING_224 = presets(FINE_TUNING, PAPER_TUNING, MODERN)
 PAPER_PRETRAINING = PRETRAINING._replace(kind="linear", weight_decay=0.01, clip=1.0)
 
+# V2's paper and repository agree.
+V2_PRETRAINING = PRETRAINING._replace(weight_decay=0.1, image_size=192, window=12)
+V2_TUNING_256 = FINE_TUNING._replace(image_size=256, window=16)
+V2_TUNING_384 = FINE_TUNING._replace(image_size=384, window=24)
+V2_MODERN_256 = MODERN._replace(image_size=256, window=16)
+V2_MODERN_384 = MODERN._replace(image_size=384, window=24)
+V2_DROP_PATH = {"b": 0.2, "l": 0.2}
+
 # Recipe: its presets, and the drop path of each model.
 DROP_PATH = {"t": 0.1, "s": 0.2, "b": 0.2, "l": 0.2}
 ROWS: dict[str, tuple[dict[str, Facts], dict[str, float]]] = {
@@ -86,6 +94,13 @@ ROWS: dict[str, tuple[dict[str, Facts], dict[str, float]]] = {
     ),
     "swin_{}_1k_to_384": (TUNING_384, {"b": 0.5}),
     "swin_{}_simmim_to_1k": (presets(SIMMIM, SIMMIM), {"b": 0.1}),
+    "swinv2_{}_22k": (presets(V2_PRETRAINING, V2_PRETRAINING), V2_DROP_PATH),
+    "swinv2_{}_22k_to_1k_256": (
+        presets(V2_TUNING_256, V2_TUNING_256, V2_MODERN_256), V2_DROP_PATH
+    ),
+    "swinv2_{}_22k_to_1k_384": (
+        presets(V2_TUNING_384, V2_TUNING_384, V2_MODERN_384), V2_DROP_PATH
+    ),
 }  # fmt: skip
 CASES = [
     (row.format(model), preset, drop_path, facts)
@@ -107,7 +122,7 @@ def load(name: str, preset: str | None = None) -> tuple[Any, Any]:
 
 
 def test_every_recipe_is_here():
-    swins = {name for name in config_names() if name.startswith("swin_")}
+    swins = {name for name in config_names() if name.startswith("swin")}
     assert swins == {name for name, *_ in CASES}
 
 
@@ -134,7 +149,11 @@ def test_the_numbers_are_the_published_ones(name, preset, drop_path, facts):
     small = preset == "modern" and config.model.variant == "swin_t"
     assert config.optim.layer_decay == (SMALL_MODEL_LAYER_DECAY if small else facts.layer_decay)
     if config.data.eval_split is not None:
-        assert config.eval.resize == {224: 256, 384: None}[facts.image_size]
+        # Short side before the crop, always 8/7 of it; 384 is squashed.
+        assert config.eval.resize == {224: 256, 256: 292, 384: None}[facts.image_size]
+    tuned_v2 = name.startswith("swinv2") and "_to_1k" in name
+    windows_before = (12, 12, 12, 6) if tuned_v2 else (0, 0, 0, 0)
+    assert config.model.pretrained_window_sizes == windows_before
 
 
 @pytest.mark.parametrize("name", sorted({name for name, *_ in CASES}))
@@ -241,15 +260,21 @@ def test_golden_rates(name, preset):
 
 DEPTHS = {"t": (2, 2, 6, 2), "s": (2, 2, 18, 2), "b": (2, 2, 18, 2), "l": (2, 2, 18, 2)}
 DECAYED_IN_BLOCK = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+UNDECAYED_IN_BLOCK_V2 = (
+    "attn.logit_scale", "attn.cpb_mlp.0.weight", "attn.cpb_mlp.0.bias", "attn.cpb_mlp.2.weight",
+    "attn.q_bias", "attn.v_bias", "attn.proj.bias", "norm1.weight", "norm1.bias", "norm2.weight",
+    "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias",
+)  # fmt: skip
 UNDECAYED_IN_BLOCK = (
     "norm1.weight", "norm1.bias", "attn.relative_position_bias_table", "attn.qkv.bias",
     "attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias",
 )  # fmt: skip
 
 
-def expected_groups(model: str) -> dict[str, tuple[bool, int]]:
+def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
     """Return, by name, whether a parameter decays and its layer, from the published structure."""
-    depths = DEPTHS[model]
+    depths = DEPTHS[variant[-1]]
+    undecayed = UNDECAYED_IN_BLOCK_V2 if variant.startswith("swinv2") else UNDECAYED_IN_BLOCK
     top = sum(depths) + 1
     found = {"patch_embed.proj.weight": (True, 0), "head.weight": (True, top)}
     found |= {f"patch_embed.{name}": (False, 0) for name in ("proj.bias", "norm.weight")}
@@ -261,7 +286,7 @@ def expected_groups(model: str) -> dict[str, tuple[bool, int]]:
             layer += 1
             prefix = f"layers.{stage}.blocks.{block}."
             found |= {prefix + name: (True, layer) for name in DECAYED_IN_BLOCK}
-            found |= {prefix + name: (False, layer) for name in UNDECAYED_IN_BLOCK}
+            found |= {prefix + name: (False, layer) for name in undecayed}
         if stage < 3:
             prefix = f"layers.{stage}.downsample."
             found[prefix + "reduction.weight"] = (True, layer)
@@ -281,6 +306,9 @@ def expected_groups(model: str) -> dict[str, tuple[bool, int]]:
         ("swin_l_22k_to_1k_384", "repository", 1.0, 1e-8, 2, 196_735_516),
         ("swin_l_22k_to_1k_384", "modern", 0.9, 1e-8, 52, 196_735_516),
         ("swin_b_simmim_to_1k", "repository", 0.8, 0.05, 52, 87_768_224),
+        ("swinv2_b_22k", "repository", 1.0, 0.1, 2, 109_280_841),
+        ("swinv2_b_22k_to_1k_256", "repository", 1.0, 1e-8, 2, 87_918_816),
+        ("swinv2_l_22k_to_1k_384", "modern", 0.9, 1e-8, 52, 196_739_932),
     ],
 )
 def test_parameter_groups(name, preset, layer_decay, weight_decay, groups, scalars):
@@ -301,7 +329,7 @@ def test_parameter_groups(name, preset, layer_decay, weight_decay, groups, scala
         for group in found
         for parameter in group["params"]
     }
-    structure = expected_groups(config.model.variant[-1])
+    structure = expected_groups(config.model.variant)
     top = max(layer for _, layer in structure.values())
     assert of_parameter == {
         name: (weight_decay if decays else 0.0, pytest.approx(layer_decay ** (top - layer)))
