@@ -295,7 +295,7 @@ def measure_accuracy(parts: Parts, done: int) -> None:
             image_size=job.config.model.image_size,
             world=job.world,
         )
-        with batches, parts.engine.computing_with(job.config.ema.result_kind):
+        with batches, parts.engine.computing_with(job.config.ema.given):
             result = evaluate(
                 parts.engine.logits,
                 noting_bad_samples(parts, batches),
@@ -351,7 +351,7 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
 def finish(parts: Parts) -> None:
     """Export the weights and write the report."""
     job = parts.job
-    weights = parts.engine.full_weights(job.config.ema.result_kind)
+    weights = parts.engine.full_weights(job.config.ema.given)
     if job.world.rank == 0:
         write_export(
             job.run.export_dir,
@@ -368,7 +368,7 @@ def finish(parts: Parts) -> None:
             provenance={
                 "run": job.config.name,
                 "step": job.plan.total_steps,
-                "weights": job.config.ema.result_kind,
+                "weights": job.config.ema.given,
                 "samples_consumed": job.plan.total_steps * job.plan.global_batch,
                 "config_sha256": learning_sha256(job.config),
                 "edition": job.manifest.edition,

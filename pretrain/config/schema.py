@@ -228,9 +228,9 @@ class EmaConfig(Section):
     """Weights that are evaluated and exported, where there is an average."""
 
     @property
-    def result_kind(self) -> Literal["ema", "master"]:
-        """Kind of the saved weights that are the run's result."""
-        return "ema" if self.decay is not None and self.result == "ema" else "master"
+    def given(self) -> Literal["ema", "raw"]:
+        """Weights that the run evaluates and exports: ``result``, or raw without an average."""
+        return self.result if self.decay is not None else "raw"
 
 
 class BatchConfig(Section):

@@ -19,7 +19,7 @@ from pretrain.engine.zero_config import zero_config
 from pretrain.errors import EngineError
 from pretrain.world import World
 
-WeightsKind = Literal["master", "ema"]
+Which = Literal["raw", "ema"]
 """The weights as they are trained, or their average."""
 
 
@@ -192,7 +192,7 @@ class Engine:
         return self._zero(images).float()
 
     @contextmanager
-    def computing_with(self, kind: WeightsKind) -> Iterator[None]:
+    def computing_with(self, which: Which) -> Iterator[None]:
         """Let `logits` compute with these weights inside a ``with`` block. Every rank.
 
         Nothing but `logits` may be called inside. An error leaves the exchange as it is: bringing
@@ -201,7 +201,7 @@ class Engine:
         Raises:
             EngineError: the average is asked for and none is kept.
         """
-        if kind == "master":
+        if which == "raw":
             yield
             return
         average = self._average()
@@ -295,13 +295,14 @@ class Engine:
             "skipped_in_a_row": self._skipped_in_a_row,
         }
 
-    def full_weights(self, kind: WeightsKind = "master") -> dict[str, Tensor]:
+    def full_weights(self, which: Which = "raw") -> dict[str, Tensor]:
         """Return every parameter whole, fp32 on the CPU, on rank zero; {} elsewhere. Every rank.
 
         Raises:
             EngineError: the average is asked for and none is kept.
         """
         mine = shards.pieces(self._zero)
+        kind = ema.KIND if which == "ema" else "master"
         parts = [self._values(piece, kind).cpu() for piece in mine]
         flat = torch.cat(parts) if parts else torch.empty(0)
         layouts = gather_objects([(piece.name, piece.start, piece.count) for piece in mine])

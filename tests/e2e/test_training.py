@@ -178,7 +178,7 @@ def test_the_average_is_what_is_evaluated_and_exported(config, tmp_path):
     train(config, "name=average", *modern)
     train(config, "name=raw", *modern, "ema.result=raw")
     exported = {}
-    for name, kind in (("average", "ema"), ("raw", "master")):
+    for name, kind, which in (("average", "ema", "ema"), ("raw", "master", "raw")):
         run = tmp_path / "runs" / name
         reader, _ = newest_valid(run / "checkpoints")
         assert reader is not None
@@ -186,7 +186,7 @@ def test_the_average_is_what_is_evaluated_and_exported(config, tmp_path):
         for key, value in exported[name].items():
             assert torch.equal(value, reader.full(kind, key)), key
         provenance = json.loads((run / "export" / "config.json").read_text())["provenance"]
-        assert provenance["weights"] == kind
+        assert provenance["weights"] == which
     # Both trained alike, so that only what was measured differs.
     first, second = records(tmp_path / "runs" / "average"), records(tmp_path / "runs" / "raw")
     for one, other in zip(first, second, strict=True):
