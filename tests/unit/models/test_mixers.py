@@ -150,6 +150,32 @@ def test_swin_mlp_at_a_published_shift_of_odd_windows():
     assert cut_windows(drawn(1, 14, 14, 1), 7, 3, cyclic=False).shape == (1, 9, 49, 1)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_a_swin_mlp_block_is_its_definition_token_by_token(shift):
+    """Windows of 4, the first ``4 - shift`` outside the map, where there are zeros."""
+    block = Block(tiny_shape(family="mlp"), 1, 0.0).double()
+    for parameter in block.parameters():
+        parameter.detach().copy_(drawn(*parameter.shape))
+    side, channels, heads = 8, 24, 2
+    x = drawn(1, side, side, channels, seed=1)
+    normed = block.norm1(x)[0]
+    weight = block.spatial_mlp.weight.view(heads, 16, 16)
+    bias = block.spatial_mlp.bias.view(heads, 16)
+    mixed = torch.zeros_like(normed)
+    for row, column in torch.cartesian_prod(torch.arange(side), torch.arange(side)).tolist():
+        top, left = (place - (place + 4 - shift) % 4 for place in (row, column))
+        own = (row - top) * 4 + column - left
+        for head, lanes in enumerate(torch.arange(channels).chunk(heads)):
+            mixed[row, column, lanes] += bias[head, own]
+            for other in range(16):
+                r, c = top + other // 4, left + other % 4
+                if 0 <= r < side and 0 <= c < side:
+                    mixed[row, column, lanes] += weight[head, own, other] * normed[r, c, lanes]
+    expected = x + mixed
+    expected = expected + block.mlp(block.norm2(expected))
+    assert torch.allclose(block(x, 4, shift, None, None), expected, rtol=0, atol=1e-10)
+
+
 def test_huge_and_giant_normalise_the_residual_stream_every_six_blocks():
     shape = tiny_shape(family="v2")
     plain, normed = (Block(shape, 0, 0.0, extra_norm=extra).double() for extra in (False, True))
