@@ -55,6 +55,13 @@ def test_position_biases_lie_between_0_and_16_and_follow_the_offset():
         assert (bias[:, index == offset] == bias[:, index == offset][:, :1]).all()
 
 
+def test_position_biases_are_computed_in_full_precision_under_autocast():
+    attention = CosineAttention(8, 2, 24, 24)
+    exact = attention.position_bias(24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention.position_bias(24), exact)
+
+
 @pytest.mark.parametrize("scale", [10.0, 1000.0])
 def test_cosine_attention_is_its_definition(scale):
     channels, heads, window = 8, 2, 2
