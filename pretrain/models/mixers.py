@@ -152,9 +152,14 @@ class CosineAttention(nn.Module):
         return self.proj(attend(query, key, value, self.position_bias(window), mask, 1.0))
 
     def position_bias(self, window: int) -> Tensor:
-        """The bias between the tokens of a window of side ``window``: [A, K, K], 0 to 16."""
+        """The bias between the tokens of a window of side ``window``: [A, K, K], 0 to 16.
+
+        In the parameters' type even under autocast: with bf16's 8 bits, far offsets of large
+        windows would have the same coordinates.
+        """
         coordinates = self.relative_coords_table.to(self.logit_scale.dtype)
-        table = MAX_POSITION_BIAS * torch.sigmoid(self.cpb_mlp(coordinates))
+        with torch.autocast(coordinates.device.type, enabled=False):
+            table = MAX_POSITION_BIAS * torch.sigmoid(self.cpb_mlp(coordinates))
         index = self.relative_position_index[:window, :window, :window, :window]
         return lay_out_bias(table, index)
 

@@ -55,6 +55,13 @@ def test_position_biases_lie_between_0_and_16_and_follow_the_offset():
         assert (bias[:, index == offset] == bias[:, index == offset][:, :1]).all()
 
 
+def test_position_biases_are_computed_in_full_precision_under_autocast():
+    attention = CosineAttention(8, 2, 24, 24)
+    exact = attention.position_bias(24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention.position_bias(24), exact)
+
+
 @pytest.mark.parametrize("scale", [10.0, 1000.0])
 def test_cosine_attention_is_its_definition(scale):
     channels, heads, window = 8, 2, 2
@@ -148,6 +155,32 @@ def test_cut_windows_paste_back_to_the_same_map(window, shifted, cyclic, height,
 
 def test_swin_mlp_at_a_published_shift_of_odd_windows():
     assert cut_windows(drawn(1, 14, 14, 1), 7, 3, cyclic=False).shape == (1, 9, 49, 1)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_a_swin_mlp_block_is_its_definition_token_by_token(shift):
+    """Windows of 4, the first ``4 - shift`` outside the map, where there are zeros."""
+    block = Block(tiny_shape(family="mlp"), 1, 0.0).double()
+    for parameter in block.parameters():
+        parameter.detach().copy_(drawn(*parameter.shape))
+    side, channels, heads = 8, 24, 2
+    x = drawn(1, side, side, channels, seed=1)
+    normed = block.norm1(x)[0]
+    weight = block.spatial_mlp.weight.view(heads, 16, 16)
+    bias = block.spatial_mlp.bias.view(heads, 16)
+    mixed = torch.zeros_like(normed)
+    for row, column in torch.cartesian_prod(torch.arange(side), torch.arange(side)).tolist():
+        top, left = (place - (place + 4 - shift) % 4 for place in (row, column))
+        own = (row - top) * 4 + column - left
+        for head, lanes in enumerate(torch.arange(channels).chunk(heads)):
+            mixed[row, column, lanes] += bias[head, own]
+            for other in range(16):
+                r, c = top + other // 4, left + other % 4
+                if 0 <= r < side and 0 <= c < side:
+                    mixed[row, column, lanes] += weight[head, own, other] * normed[r, c, lanes]
+    expected = x + mixed
+    expected = expected + block.mlp(block.norm2(expected))
+    assert torch.allclose(block(x, 4, shift, None, None), expected, rtol=0, atol=1e-10)
 
 
 def test_huge_and_giant_normalise_the_residual_stream_every_six_blocks():

@@ -50,6 +50,35 @@ def test_state_dict_has_the_official_names_and_no_derived_buffers():
     assert not [name for name in names if name.startswith("layers.3.downsample")]
 
 
+def test_v2_and_mlp_state_dicts_have_the_official_names_too():
+    names = {
+        family: {
+            name: tuple(t.shape) for name, t in Swin(tiny_shape(family=family)).state_dict().items()
+        }
+        for family in FAMILIES
+    }
+    shared = {name for name in names["v1"] if ".attn." not in name}
+    block, v2 = "layers.1.blocks.1.", "layers.1.blocks.1.attn."
+    attention = {
+        f"{v2}logit_scale": (2, 1, 1),
+        f"{v2}cpb_mlp.0.weight": (512, 2),
+        f"{v2}cpb_mlp.0.bias": (512,),
+        f"{v2}cpb_mlp.2.weight": (2, 512),
+        f"{v2}qkv.weight": (72, 24),
+        f"{v2}q_bias": (24,),
+        f"{v2}v_bias": (24,),
+        f"{v2}proj.weight": (24, 24),
+        f"{v2}proj.bias": (24,),
+    }
+    spatial = {f"{block}spatial_mlp.weight": (32, 16, 1), f"{block}spatial_mlp.bias": (32,)}
+    for family, own in (("v2", attention), ("mlp", spatial)):
+        assert shared < names[family].keys()
+        mixing = {n: s for n, s in names[family].items() if n not in shared and n.startswith(block)}
+        assert mixing == own
+    assert names["v2"]["layers.1.downsample.norm.weight"] == (48,)  # after the reduction
+    assert names["mlp"]["layers.1.downsample.norm.weight"] == (96,)
+
+
 @pytest.mark.parametrize("family", ["v1", "v2"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_attention_gets_what_the_fused_gpu_kernels_take(monkeypatch, autocast, family):
