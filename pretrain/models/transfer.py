@@ -129,14 +129,7 @@ def transfer(
     ]
     copied = [name for name in target if name not in {*resized, *HEAD}]
     head, rows = _plan_head(source, source_classes, target_classes)
-    with torch.no_grad():
-        for name in copied:
-            target[name].copy_(source[name])
-        for name in resized:
-            target[name].copy_(resize_bias_table(source[name], _table_side(target[name])))
-        for name in HEAD:
-            target[name].copy_(_head_rows(source.get(name), rows, target[name]))
-
+    _fill(target, source, resized, rows)
     mapped = sum(row is not None for row in rows) if head == "mapped" else 0
     fresh = [label for label, row in zip(target_classes, rows, strict=True) if row is None]
     return TransferReport(
@@ -151,6 +144,23 @@ def transfer(
         bias_windows=bias_windows,
         bias_windows_known=source_model is not None,
     )
+
+
+@torch.no_grad()
+def _fill(
+    target: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    resized: Sequence[str],
+    rows: Sequence[int | None],
+) -> None:
+    """Copy everything, once it is known to fit."""
+    for name, parameter in target.items():
+        if name in HEAD:
+            parameter.copy_(_head_rows(source.get(name), rows, parameter))
+        elif name in resized:
+            parameter.copy_(resize_bias_table(source[name], _table_side(parameter)))
+        else:
+            parameter.copy_(source[name])
 
 
 def resize_bias_table(table: Tensor, side: int) -> Tensor:
