@@ -1,0 +1,144 @@
+"""The model that is evaluated: weights of any layout that is read here, and what they stand for."""
+
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.checkpoint.layout import fragment_index
+from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
+from pretrain.config.schema import ModelConfig
+from pretrain.convert.export import Weights, read_weights
+from pretrain.convert.sources import source_of
+from pretrain.errors import CheckpointError, ModelError
+from pretrain.evaluate.recorded import Recorded
+from pretrain.models.build import build
+from pretrain.models.transfer import transfer
+from pretrain.models.variants import check_image_size, shape_of
+from pretrain.run_directory import RunDirectory
+
+Which = Literal["ema", "raw"]
+KINDS: dict[Which, str] = {"ema": "ema", "raw": "master"}
+"""What a checkpoint calls them."""
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate.
+
+    Attributes:
+        network: on its device, in evaluation mode.
+        config: of the network, at the image size it is evaluated at.
+        classes: WordNet ids in the order of the head's rows.
+    """
+
+    network: nn.Module
+    config: ModelConfig
+    classes: tuple[str, ...]
+
+    def logits_of(self, device: torch.device, precision: Precision) -> Callable[[Tensor], Tensor]:
+        """The forward pass: float images [B, 3, H, W] on ``device`` to fp32 logits [B, Y].
+
+        Args:
+            device: where the network is.
+            precision: ``fp32`` without TF32, or autocast to bf16.
+        """
+        if precision == "fp32":
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
+
+        @torch.inference_mode()
+        def logits(images: Tensor) -> Tensor:
+            lower = torch.autocast(device.type, torch.bfloat16)
+            with lower if precision == "bf16" else nullcontext():
+                return self.network(images).float()
+
+        return logits
+
+
+def load_subject(
+    weights: Weights, path: Path, *, image_size: int | None, device: torch.device
+) -> Subject:
+    """Build the network, fill it and put it on a device. Any rank, alone.
+
+    Args:
+        weights: read from ``path``.
+        path: for messages.
+        image_size: side of the images; None takes the one it was trained at.
+        device: where to compute.
+
+    Raises:
+        ModelError: the weights say neither model nor classes, or do not fit it.
+        ConfigError: the network cannot take images of that size.
+    """
+    if weights.model is None or weights.classes is None:
+        missing = "model" if weights.model is None else "classes"
+        raise ModelError(
+            f"{path}: does not say its {missing}; expected an export, a run or a checkpoint, which "
+            "carry the WordNet id of every row of the head"
+        )
+    config = weights.model
+    if image_size is not None:
+        config = config.model_copy(update={"image_size": image_size})
+    check_image_size(shape_of(config))
+    network = build(config)
+    try:
+        transfer(weights.tensors, weights.classes, network, weights.classes)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    network.requires_grad_(requires_grad=False)
+    return Subject(network.to(device).eval(), config, weights.classes)
+
+
+def read_which(path: Path, which: Which | None, recorded: Recorded) -> Weights:
+    """Read the weights as they were trained, or their moving average.
+
+    Args:
+        path: anything that `read_weights` takes.
+        which: None takes what the source itself gives, such as what a run has exported.
+        recorded: what is kept beside them.
+
+    Raises:
+        PretrainError: as `read_weights`; and ModelError where the source has not what was asked.
+    """
+    source = source_of(path)
+    if which is not None and source in ("run", "checkpoint"):
+        return _of_kind(path, source == "run", which)
+    held = recorded.provenance.get("weights", "raw")
+    if which is not None and which != held:
+        raise ModelError(
+            f"{path}: holds {held} weights only, not {which}; leave --weights out, or name the run "
+            "or one of its checkpoints"
+        )
+    return read_weights(path)
+
+
+def _of_kind(path: Path, is_run: bool, which: Which) -> Weights:
+    run = RunDirectory(path if is_run else path.absolute().parents[1])
+    reader = _newest(run) if is_run else verify(path)
+    with closing(reader):
+        kinds = {kind for kind, _ in fragment_index(reader.manifest.files)}
+        if KINDS[which] not in kinds:
+            raise ModelError(
+                f"{reader.directory}: has no {which} weights, as the run kept no average "
+                "(ema.decay); --weights raw evaluates the weights as they were trained"
+            )
+        tensors = {name: reader.full(KINDS[which], name) for name in reader.shapes}
+        model = run.read_config().model if run.exists else None
+        return Weights(tensors, reader.classes or None, model)
+
+
+def _newest(run: RunDirectory) -> CheckpointReader:
+    reader, refusals = newest_valid(run.checkpoints_dir)
+    if reader is None:
+        reasons = "".join(f"\n{refusal}" for refusal in refusals)
+        raise CheckpointError(
+            f"{run.path}: --weights needs a sound checkpoint, found none; leave it out to evaluate "
+            f"the export{reasons}"
+        )
+    return reader
