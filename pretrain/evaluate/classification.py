@@ -51,13 +51,13 @@ class EvalResult:
     top5_fraction: float
     loss: float
 
-    def metrics(self) -> dict[str, float]:
-        """The result under its declared names."""
+    def metrics(self, prefix: str = "eval/") -> dict[str, float]:
+        """The result under its declared names; those of a probe begin with ``eval/probe_``."""
         return {
-            "eval/images": float(self.images),
-            "eval/top1_fraction": self.top1_fraction,
-            "eval/top5_fraction": self.top5_fraction,
-            "eval/loss": self.loss,
+            f"{prefix}images": float(self.images),
+            f"{prefix}top1_fraction": self.top1_fraction,
+            f"{prefix}top5_fraction": self.top5_fraction,
+            f"{prefix}loss": self.loss,
         }
 
 
