@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoint.layout import fragment_index
 from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.export import Weights, read_weights
@@ -122,7 +121,8 @@ def _of_kind(path: Path, is_run: bool, which: Which) -> Weights:
     run = RunDirectory(path if is_run else path.absolute().parents[1])
     reader = _newest(run) if is_run else verify(path)
     with closing(reader):
-        kinds = {kind for kind, _ in fragment_index(reader.manifest.files)}
+        fragments = (key for file in reader.manifest.files.values() for key in file.fragments)
+        kinds = {key.partition("|")[0] for key in fragments}
         if KINDS[which] not in kinds:
             raise ModelError(
                 f"{reader.directory}: has no {which} weights, as the run kept no average "

@@ -1,0 +1,154 @@
+"""Which weights are evaluated: what was asked for, or one line that says why not."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from evaluated import HEAD_CLASSES, make_export
+
+from pretrain import dist
+from pretrain.checkpoint.store import CheckpointStore
+from pretrain.config.schema import RunConfig
+from pretrain.convert.export import Weights, read_weights
+from pretrain.errors import CheckpointError, ModelError
+from pretrain.evaluate import subject
+from pretrain.evaluate.recorded import Recorded, preprocessing_of_recipe, read_recorded
+from pretrain.evaluate.subject import load_subject, read_which
+from pretrain.run_directory import RunDirectory
+from pretrain.world import World
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path, request):
+    """A run whose checkpoint holds other weights than its export."""
+    export = make_export(tmp_path / "export", HEAD_CLASSES)
+    weights = read_weights(export)
+    config = RunConfig.model_validate(
+        {
+            "name": "tiny",
+            "data": {"path": "/data"},
+            "model": weights.model,
+            "optim": {"lr": 0.001},
+            "schedule": {"epochs": 10},
+            "batch": {"global_size": 8, "micro_size_max": 8},
+            "eval": {"resize": 40},
+        }
+    )
+    run = RunDirectory(tmp_path / "tiny")
+    run.create(config, "{}")
+    dist.initialize(World(), CPU, timeout_seconds=30)
+    request.addfinalizer(dist.shutdown)
+    CheckpointStore(run.checkpoints_dir, world=World(), keep_last=2).save(
+        10,
+        {
+            f"{kind}|{name}|0": tensor.flatten() + (kind == "master")
+            for kind in ("master", "exp_avg", "exp_avg_sq")
+            for name, tensor in weights.tensors.items()
+        },
+        shapes={name: tuple(tensor.shape) for name, tensor in weights.tensors.items()},
+        state={},
+        samples_consumed=10,
+        config_sha256="0" * 64,
+        classes=HEAD_CLASSES,
+    )
+    export.rename(run.export_dir)
+    return run
+
+
+def bias(weights):
+    return weights.tensors["head.bias"]
+
+
+def test_a_run_gives_its_export_unless_asked_for_the_weights_as_trained(run):
+    recorded = read_recorded(run.path)
+    exported = bias(read_weights(run.export_dir))
+    assert torch.equal(bias(read_which(run.path, None, recorded)), exported)
+    for path in (run.path, run.checkpoints_dir / "step_00000010"):
+        weights = read_which(path, "raw", recorded)
+        assert torch.equal(bias(weights), exported + 1)
+        assert weights.classes == HEAD_CLASSES
+        assert weights.model is not None
+
+
+@pytest.mark.parametrize("what", ["run", "checkpoint", "export"])
+def test_an_average_that_was_not_kept_is_one_clear_line(run, what):
+    path = {
+        "run": run.path,
+        "checkpoint": run.checkpoints_dir / "step_00000010",
+        "export": run.export_dir,
+    }[what]
+    with pytest.raises(ModelError, match=r"has no ema weights|holds raw weights only") as caught:
+        read_which(path, "ema", read_recorded(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kept_average_is_taken(run, monkeypatch):
+    files = {"rank": SimpleNamespace(fragments={"master|a|0": 1, "ema|a|0": 1})}
+    reader = SimpleNamespace(
+        manifest=SimpleNamespace(files=files),
+        shapes={"a": (1,)},
+        classes=HEAD_CLASSES,
+        full=lambda kind, name: torch.tensor([{"master": 1.0, "ema": 2.0}[kind]]),
+        close=lambda: None,
+    )
+    monkeypatch.setattr(subject, "newest_valid", lambda _: (reader, []))
+    assert read_which(run.path, "raw", Recorded()).tensors == {"a": torch.tensor([1.0])}
+    assert read_which(run.path, "ema", Recorded()).tensors == {"a": torch.tensor([2.0])}
+
+
+def test_an_export_of_an_average_is_not_passed_off_as_raw(run):
+    recorded = Recorded(provenance={"weights": "ema"})
+    assert read_which(run.export_dir, "ema", recorded).classes == HEAD_CLASSES
+    with pytest.raises(ModelError, match="holds ema weights only, not raw"):
+        read_which(run.export_dir, "raw", recorded)
+
+
+def test_a_run_without_a_sound_checkpoint_says_why(run):
+    for path in run.checkpoints_dir.glob("*/rank_*"):
+        path.write_bytes(b"cut short")
+    with pytest.raises(CheckpointError, match="needs a sound checkpoint, found none") as caught:
+        read_which(run.path, "raw", Recorded())
+    assert "step_00000010" in str(caught.value)
+
+
+def test_preprocessing_is_that_of_the_export_or_of_the_run(run):
+    exported = read_recorded(run.path).preprocessing
+    assert exported is not None
+    assert exported.resize == 36
+    trained = read_recorded(run.checkpoints_dir / "step_00000010").preprocessing
+    assert trained is not None
+    assert (trained.image_size, trained.resize) == (32, 40)
+
+
+def test_recipes_cut_the_centre_at_224_and_squash_at_384():
+    assert preprocessing_of_recipe(224).resize == 256
+    assert preprocessing_of_recipe(384).resize is None
+
+
+def test_an_edited_export_is_one_clear_line(run):
+    path = run.export_dir / "config.json"
+    path.write_text(path.read_text().replace('"resize": 36', '"resize": "36"'))
+    with pytest.raises(CheckpointError, match=r"config\.json: damaged or edited") as caught:
+        read_recorded(run.export_dir)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lacks", ["model", "classes"])
+def test_weights_that_do_not_say_what_they_are_are_refused(run, lacks):
+    weights = read_weights(run.export_dir)._replace(**{lacks: None})
+    with pytest.raises(ModelError, match=f"does not say its {lacks}"):
+        load_subject(weights, run.export_dir, image_size=None, device=CPU)
+
+
+def test_weights_of_another_network_are_refused(run):
+    weights = read_weights(run.export_dir)
+    strange = {**weights.tensors, "norm.weight": torch.ones(3)}
+    with pytest.raises(ModelError, match="do not fit the model"):
+        load_subject(
+            Weights(strange, weights.classes, weights.model),
+            run.export_dir,
+            image_size=None,
+            device=CPU,
+        )
