@@ -169,6 +169,7 @@ class SavingAttention(torch.autograd.Function):
 
 def live_tensors(also: list[Tensor]) -> dict[int, int]:
     """Bytes of each storage that Python can see, or that is in ``also``."""
+    gc.collect()  # what other tests left in cycles may go at any moment, and come back elsewhere
     found = also + [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}
 
