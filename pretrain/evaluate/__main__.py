@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.config.schema import DataConfig
 from pretrain.convert.sources import source_of
-from pretrain.data.manifest import Manifest, Split
+from pretrain.data.manifest import Manifest, Split, read_manifest
 from pretrain.errors import ConfigError, DataError, run_command
 from pretrain.evaluate.classes import match_classes
 from pretrain.evaluate.measure import EvalSet, RealLabels, Showing, find_split
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     found = [
         (data, *find_split(data, options.split, world)) for data in _data_configs(options, world)
     ]
+    head = None if options.classes_of is None else read_manifest(options.classes_of).classes
     real = _real_labels(options.real, [split for _, _, split in found])
     stem = _output_stem(options)
     # Only now is torch worth its seconds.
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     device = _device(options.device, world)
     torch.set_num_threads(max(1, _cores() // world.local_size))
     dist.initialize(world, device, TIMEOUT_SECONDS)
-    _evaluate(options, world, device, recorded, found, real, stem)
+    _evaluate(options, world, device, recorded, head, found, real, stem)
     dist.shutdown()
     return 0
 
@@ -74,6 +75,7 @@ def _evaluate(
     world: World,
     device: "torch.device",
     recorded: Recorded,
+    head: tuple[str, ...] | None,
     found: Sequence[tuple[DataConfig, Manifest, Split]],
     real: Sequence[RealLabels | None],
     stem: Path,
@@ -83,7 +85,11 @@ def _evaluate(
 
     weights = read_which(options.weights_path, options.weights, recorded)
     subject = load_subject(
-        weights, options.weights_path, image_size=options.image_size, device=device
+        weights,
+        options.weights_path,
+        classes=head,
+        image_size=options.image_size,
+        device=device,
     )
     preprocessing, stated_by = _preprocessing(options, recorded, subject.config.image_size)
     tests = [
@@ -159,8 +165,6 @@ def _report(
         names=recorded.class_names,
         sets=list(zip(tests, results, strict=True)),
     )
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    written = write_files(stem, evaluation)
     said = document(evaluation)
     table = Table()
     for column, name in enumerate(HEAD):
@@ -176,6 +180,8 @@ def _report(
             print(f"{one['edition']}, most confused:")
         for line in lines:
             print(f"  {line}")
+    # Last: a full disk must not take the numbers with it.
+    written = write_files(stem, evaluation)
     print(f"written: {written[0]} and {written[1].name}", flush=True)
 
 
@@ -208,6 +214,12 @@ def _parser() -> argparse.ArgumentParser:
         help="evaluate without the classes that the model does not know, and without their images",
     )
     add("--weights", choices=("ema", "raw"), help="default: what the source gives by itself")
+    add(
+        "--classes-of",
+        metavar="SHARD_SET",
+        help="for weights that do not say their classes: rows of the head are in the order of this "
+        "set's labels",
+    )
     add("--image-size", type=int, metavar="PIXELS", help="default: as the model was trained")
     add(
         "--resize",

@@ -247,6 +247,7 @@ def write_files(stem: Path, evaluation: Evaluation) -> tuple[Path, Path]:
     paths = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.md")
     text = json.dumps(plain(found), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
         replace_text(paths[0], text)
         replace_text(paths[1], markdown(found, evaluation.preprocessing))
     except OSError as error:

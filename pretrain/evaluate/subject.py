@@ -61,25 +61,38 @@ class Subject:
 
 
 def load_subject(
-    weights: Weights, path: Path, *, image_size: int | None, device: torch.device
+    weights: Weights,
+    path: Path,
+    *,
+    classes: tuple[str, ...] | None,
+    image_size: int | None,
+    device: torch.device,
 ) -> Subject:
     """Build the network, fill it and put it on a device. Any rank, alone.
 
     Args:
         weights: read from ``path``.
         path: for messages.
+        classes: WordNet ids in the order of the head's rows, for weights that do not say.
         image_size: side of the images; None takes the one it was trained at.
         device: where to compute.
 
     Raises:
-        ModelError: the weights say neither model nor classes, or do not fit it.
+        ModelError: the weights do not say their model, nobody or two say their classes, or they do
+            not fit the model.
         ConfigError: the network cannot take images of that size.
     """
-    if weights.model is None or weights.classes is None:
-        missing = "model" if weights.model is None else "classes"
+    if weights.model is None:
         raise ModelError(
-            f"{path}: does not say its {missing}; expected an export, a run or a checkpoint, which "
-            "carry the WordNet id of every row of the head"
+            f"{path}: does not say which model it is of; expected an export, a run or a checkpoint"
+        )
+    if weights.classes is not None and classes is not None and weights.classes != classes:
+        raise ModelError(f"{path}: says its classes itself, and others; leave out --classes-of")
+    classes = weights.classes or classes
+    if classes is None:
+        raise ModelError(
+            f"{path}: does not say its classes; give --classes-of SHARD_SET, the set whose labels "
+            "the rows of its head are in the order of"
         )
     config = weights.model
     if image_size is not None:
@@ -87,11 +100,11 @@ def load_subject(
     check_image_size(shape_of(config))
     network = build(config)
     try:
-        transfer(weights.tensors, weights.classes, network, weights.classes)
+        transfer(weights.tensors, classes, network, classes)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     network.requires_grad_(requires_grad=False)
-    return Subject(network.to(device).eval(), config, weights.classes)
+    return Subject(network.to(device).eval(), config, classes)
 
 
 def read_which(path: Path, which: Which | None, recorded: Recorded) -> Weights:

@@ -19,7 +19,7 @@ from evaluated import (
 from pretrain import dist
 from pretrain.data.manifest import read_manifest
 from pretrain.data.shards import ShardReader
-from pretrain.errors import ConfigError, DataError, ModelError, PretrainError
+from pretrain.errors import CheckpointError, ConfigError, DataError, ModelError, PretrainError
 from pretrain.evaluate.__main__ import main
 
 
@@ -167,6 +167,16 @@ def test_another_image_size_takes_the_recipes_resize(case):
     assert found["preprocessing"]["resize"] == 64 * 256 // 224
     assert found["preprocessing"]["mean"] == [0.4, 0.5, 0.6]
     assert found["weights"]["model"]["image_size"] == 64
+
+
+def test_a_full_disk_does_not_take_the_numbers_with_it(case, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pretrain.evaluate.report.replace_text", fail)
+    with pytest.raises(CheckpointError, match="evaluation: cannot be written: No space left"):
+        evaluate(case)
+    assert "top-1 %" in capsys.readouterr().out
 
 
 def test_another_split_can_be_named(case):

@@ -1,5 +1,6 @@
 """Which weights are evaluated: what was asked for, or one line that says why not."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -135,20 +136,30 @@ def test_an_edited_export_is_one_clear_line(run):
     assert "\n" not in str(caught.value)
 
 
+def load(weights, classes=None):
+    return load_subject(weights, Path("export"), classes=classes, image_size=None, device=CPU)
+
+
 @pytest.mark.parametrize("lacks", ["model", "classes"])
 def test_weights_that_do_not_say_what_they_are_are_refused(run, lacks):
     weights = read_weights(run.export_dir)._replace(**{lacks: None})
-    with pytest.raises(ModelError, match=f"does not say its {lacks}"):
-        load_subject(weights, run.export_dir, image_size=None, device=CPU)
+    with pytest.raises(ModelError, match=f"does not say (its|which) {lacks}"):
+        load(weights)
+
+
+def test_who_knows_the_classes_of_weights_that_do_not_say_can_say_so(run):
+    weights = read_weights(run.export_dir)
+    nameless = weights._replace(classes=None)
+    assert load(nameless, HEAD_CLASSES).classes == HEAD_CLASSES
+    assert load(weights, HEAD_CLASSES).classes == HEAD_CLASSES
+    with pytest.raises(ModelError, match="says its classes itself"):
+        load(weights, HEAD_CLASSES[::-1])
+    with pytest.raises(ModelError, match="got 7 ids for a head of 8 rows"):
+        load(nameless, HEAD_CLASSES[1:])
 
 
 def test_weights_of_another_network_are_refused(run):
     weights = read_weights(run.export_dir)
     strange = {**weights.tensors, "norm.weight": torch.ones(3)}
     with pytest.raises(ModelError, match="do not fit the model"):
-        load_subject(
-            Weights(strange, weights.classes, weights.model),
-            run.export_dir,
-            image_size=None,
-            device=CPU,
-        )
+        load(Weights(strange, weights.classes, weights.model))
