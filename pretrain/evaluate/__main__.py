@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config.schema import DataConfig
-from pretrain.convert.sources import source_of
-from pretrain.data.manifest import Manifest, Split, read_manifest
+from pretrain.data.manifest import Manifest, Split
 from pretrain.errors import ConfigError, DataError, run_command
 from pretrain.evaluate.classes import match_classes
 from pretrain.evaluate.measure import EvalSet, RealLabels, Showing, find_split
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from pretrain.data.batch import Batch
     from pretrain.evaluate.measure import Measured
-    from pretrain.evaluate.subject import Subject
+    from pretrain.evaluate.subject import Source, Subject
 
 SQUASH = "squash"
 LEAVE_OUT_SWITCH = "--leave-out-unknown-classes"
@@ -48,13 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     world = world_from_environment()
-    source_of(options.weights_path)
-    recorded = read_recorded(options.weights_path)
+    read_recorded(options.weights_path)
     _check_numbers(options)
     found = [
         (data, *find_split(data, options.split, world)) for data in _data_configs(options, world)
     ]
-    head = None if options.classes_of is None else read_manifest(options.classes_of).classes
     real = _real_labels(options.real, [split for _, _, split in found])
     stem = _output_stem(options)
     # Only now is torch worth its seconds.
@@ -65,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     device = _device(options.device, world)
     torch.set_num_threads(max(1, _cores() // world.local_size))
     dist.initialize(world, device, TIMEOUT_SECONDS)
-    _evaluate(options, world, device, recorded, head, found, real, stem)
+    _evaluate(options, world, device, found, real, stem)
     dist.shutdown()
     return 0
 
@@ -74,24 +71,22 @@ def _evaluate(
     options: argparse.Namespace,
     world: World,
     device: "torch.device",
-    recorded: Recorded,
-    head: tuple[str, ...] | None,
     found: Sequence[tuple[DataConfig, Manifest, Split]],
     real: Sequence[RealLabels | None],
     stem: Path,
 ) -> None:
     from pretrain.evaluate.measure import measure
-    from pretrain.evaluate.subject import load_subject, read_which
+    from pretrain.evaluate.subject import load_subject, read_source
 
-    weights = read_which(options.weights_path, options.weights, recorded)
+    source = read_source(options.weights_path, options.weights)
     subject = load_subject(
-        weights,
+        source.weights,
         options.weights_path,
-        classes=head,
+        classes=_classes(options.classes, source),
         image_size=options.image_size,
         device=device,
     )
-    preprocessing, stated_by = _preprocessing(options, recorded, subject.config.image_size)
+    preprocessing, stated_by = _preprocessing(options, source.recorded, subject.config.image_size)
     tests = [
         EvalSet(
             data,
@@ -122,12 +117,12 @@ def _evaluate(
         for test in tests
     ]
     if world.rank == 0:
-        _report(options, recorded, subject, preprocessing, stated_by, tests, results, stem)
+        _report(options, source, subject, preprocessing, stated_by, tests, results, stem)
 
 
 def _report(
     options: argparse.Namespace,
-    recorded: Recorded,
+    source: "Source",
     subject: "Subject",
     preprocessing: Preprocessing,
     stated_by: str,
@@ -152,17 +147,18 @@ def _report(
     evaluation = Evaluation(
         weights={
             "path": str(options.weights_path.absolute()),
-            "which": options.weights or recorded.provenance.get("weights", "raw"),
+            "which": source.which,
             "variant": subject.config.variant,
             "model": subject.config.model_dump(mode="json"),
             "classes": len(subject.classes),
             "class_order_sha256": class_order_sha256(subject.classes),
-            "provenance": recorded.provenance,
+            "provenance": source.recorded.provenance,
+            "notes": list(source.notes),
         },
         preprocessing=preprocessing,
         stated_by=stated_by,
         precision=options.precision,
-        names=recorded.class_names,
+        names=source.recorded.class_names,
         sets=list(zip(tests, results, strict=True)),
     )
     said = document(evaluation)
@@ -193,7 +189,12 @@ def _parser() -> argparse.ArgumentParser:
         "evaluated over its own classes only.",
     )
     add = parser.add_argument
-    add("weights_path", metavar="WEIGHTS", type=Path, help="a run, a checkpoint or an export")
+    add(
+        "weights_path",
+        metavar="WEIGHTS",
+        type=Path,
+        help="a run, a checkpoint, an export, or another layout",
+    )
     add(
         "--data",
         metavar="SHARD_SET",
@@ -215,10 +216,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--weights", choices=("ema", "raw"), help="default: what the source gives by itself")
     add(
-        "--classes-of",
-        metavar="SHARD_SET",
-        help="for weights that do not say their classes: rows of the head are in the order of this "
-        "set's labels",
+        "--classes",
+        type=Path,
+        metavar="FILE|SHARD_SET",
+        help="for weights that do not say the WordNet ids of their head's rows: one a line, or the "
+        "shard set whose labels they are in the order of",
     )
     add("--image-size", type=int, metavar="PIXELS", help="default: as the model was trained")
     add(
@@ -316,6 +318,15 @@ def _name_of(path: Path) -> str:
     if path.parent.name == "checkpoints":
         return f"{path.parents[1].name}-{path.name}"
     return f"{path.parent.name}-{path.name}" if path.name == "export" else path.name
+
+
+def _classes(path: Path | None, source: "Source") -> tuple[str, ...] | None:
+    """The ids of the head's rows that the command line gives, if it gives any."""
+    if path is None:
+        return None
+    from pretrain.convert.labels import read_labels
+
+    return read_labels(path, len(source.weights.tensors["head.weight"])).ids
 
 
 def _device(asked: str, world: World) -> "torch.device":

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from pretrain.config.schema import AugmentConfig, PositiveInt, Section
 from pretrain.convert.sources import CONFIG_NAME, is_export, read_config, source_of
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, ModelError
 from pretrain.run_directory import RunDirectory
 
 INTERPOLATION = "bicubic, antialiased"
@@ -62,24 +62,44 @@ class Recorded:
     class_names: dict[str, str] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def which(self) -> str:
+        """Which weights an export holds: ``raw`` or ``ema``."""
+        kind = self.provenance.get("weights", "master")
+        return "raw" if kind == "master" else str(kind)
 
-def read_recorded(path: Path) -> Recorded:
-    """Read what an export or a run says about its weights; of other layouts nothing is known.
+
+def is_ours(path: Path) -> bool:
+    """Whether weights are a run, a checkpoint or an export of this program.
 
     Raises:
-        ModelError: there is nothing at ``path``, or nothing that is read here.
+        ModelError: there is nothing at ``path``.
+    """
+    if not path.exists():
+        raise ModelError(f"{path.absolute()}: expected weights, found nothing there")
+    try:
+        return source_of(path) != "file"
+    except ModelError:
+        return False
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read what an export or a run says about its weights; other layouts are not looked at.
+
+    Raises:
+        ModelError: there is nothing at ``path``.
         CheckpointError: the export's config.json is damaged.
         ConfigError: the run's config.yaml is damaged.
     """
+    if not is_ours(path):
+        return Recorded()
     source = source_of(path)
     if source == "export":
         return _of_export(path if path.is_dir() else path.parent)
     if source == "run":
         run = RunDirectory(path)
         return _of_export(run.export_dir) if is_export(run.export_dir) else _of_run(run)
-    if source == "checkpoint":
-        return _of_run(RunDirectory(path.absolute().parents[1]))
-    return Recorded()
+    return _of_run(RunDirectory(path.absolute().parents[1]))
 
 
 def _of_export(directory: Path) -> Recorded:

@@ -146,6 +146,7 @@ def notes(document: Mapping[str, Any], preprocessing: Preprocessing) -> list[str
         f"{weights['classes']:,} classes)",
         f"images: {preprocessing.sentence()}; as {stated_by}",
         f"precision: {document['precision']}",
+        *weights["notes"],
     ]
     for one in document["sets"]:
         left_out = one["classes_left_out"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.export import Weights, read_weights
+from pretrain.convert.read import load
 from pretrain.convert.sources import source_of
 from pretrain.errors import CheckpointError, ModelError
-from pretrain.evaluate.recorded import Recorded
+from pretrain.evaluate.recorded import Recorded, is_ours, read_recorded
 from pretrain.models.build import build
 from pretrain.models.transfer import transfer
 from pretrain.models.variants import check_image_size, shape_of
@@ -87,12 +88,12 @@ def load_subject(
             f"{path}: does not say which model it is of; expected an export, a run or a checkpoint"
         )
     if weights.classes is not None and classes is not None and weights.classes != classes:
-        raise ModelError(f"{path}: says its classes itself, and others; leave out --classes-of")
+        raise ModelError(f"{path}: says its classes itself, and others; leave out --classes")
     classes = weights.classes or classes
     if classes is None:
         raise ModelError(
-            f"{path}: does not say its classes; give --classes-of SHARD_SET, the set whose labels "
-            "the rows of its head are in the order of"
+            f"{path}: does not say the WordNet ids of its head's rows; give --classes FILE, one id "
+            "a line, or the shard set whose labels they are in the order of"
         )
     config = weights.model
     if image_size is not None:
@@ -107,27 +108,56 @@ def load_subject(
     return Subject(network.to(device).eval(), config, classes)
 
 
-def read_which(path: Path, which: Which | None, recorded: Recorded) -> Weights:
-    """Read the weights as they were trained, or their moving average.
+class Source(NamedTuple):
+    """Weights as they were read, and what was beside them.
+
+    Attributes:
+        weights: the tensors, the model and, where known, the classes.
+        recorded: what is kept beside them.
+        which: whether they are ``raw`` or ``ema``.
+        notes: one sentence for people on each choice that was made.
+    """
+
+    weights: Weights
+    recorded: Recorded
+    which: str
+    notes: tuple[str, ...] = ()
+
+
+def read_source(path: Path, which: Which | None) -> Source:
+    """Read weights of any layout that `pretrain.convert.read` knows.
 
     Args:
-        path: anything that `read_weights` takes.
-        which: None takes what the source itself gives, such as what a run has exported.
-        recorded: what is kept beside them.
+        path: a file or a directory.
+        which: the weights as they were trained, or their moving average; None takes what the
+            source itself gives, such as what a run has exported, and raw ones from elsewhere.
 
     Raises:
-        PretrainError: as `read_weights`; and ModelError where the source has not what was asked.
+        ModelError: nothing that is read here, or the source has not what was asked for.
+        CheckpointError: it is damaged.
+        ConfigError: a run's config.yaml is damaged.
     """
+    recorded = read_recorded(path)
+    if not is_ours(path):
+        return _read_foreign(path, which)
     source = source_of(path)
-    if which is not None and source in ("run", "checkpoint"):
-        return _of_kind(path, source == "run", which)
-    held = recorded.provenance.get("weights", "raw")
-    if which is not None and which != held:
+    if which is not None and source != "export":
+        return Source(_of_kind(path, source == "run", which), recorded, which)
+    if which is not None and which != recorded.which:
         raise ModelError(
-            f"{path}: holds {held} weights only, not {which}; leave --weights out, or name the run "
-            "or one of its checkpoints"
+            f"{path}: holds {recorded.which} weights only, not {which}; leave --weights out, or "
+            "name the run or one of its checkpoints"
         )
-    return read_weights(path)
+    return Source(read_weights(path), recorded, recorded.which)
+
+
+def _read_foreign(path: Path, which: Which | None) -> Source:
+    loaded = load(path, choice=which)
+    if not loaded.has_head:
+        raise ModelError(f"{path}: has no classifier (head.weight), so it has no accuracy")
+    ids, names = loaded.labels
+    known = Recorded(class_names=dict(zip(ids, names, strict=True)) if ids and names else {})
+    return Source(Weights(loaded.tensors, ids, loaded.model), known, which or "raw", loaded.notes)
 
 
 def _of_kind(path: Path, is_run: bool, which: Which) -> Weights:

@@ -13,8 +13,8 @@ from pretrain.config.schema import RunConfig
 from pretrain.convert.export import Weights, read_weights
 from pretrain.errors import CheckpointError, ModelError
 from pretrain.evaluate import subject
-from pretrain.evaluate.recorded import Recorded, preprocessing_of_recipe, read_recorded
-from pretrain.evaluate.subject import load_subject, read_which
+from pretrain.evaluate.recorded import preprocessing_of_recipe, read_recorded
+from pretrain.evaluate.subject import Which, load_subject, read_source
 from pretrain.run_directory import RunDirectory
 from pretrain.world import World
 
@@ -63,11 +63,10 @@ def bias(weights):
 
 
 def test_a_run_gives_its_export_unless_asked_for_the_weights_as_trained(run):
-    recorded = read_recorded(run.path)
     exported = bias(read_weights(run.export_dir))
-    assert torch.equal(bias(read_which(run.path, None, recorded)), exported)
+    assert torch.equal(bias(read_source(run.path, None).weights), exported)
     for path in (run.path, run.checkpoints_dir / "step_00000010"):
-        weights = read_which(path, "raw", recorded)
+        weights = read_source(path, "raw").weights
         assert torch.equal(bias(weights), exported + 1)
         assert weights.classes == HEAD_CLASSES
         assert weights.model is not None
@@ -81,7 +80,7 @@ def test_an_average_that_was_not_kept_is_one_clear_line(run, what):
         "export": run.export_dir,
     }[what]
     with pytest.raises(ModelError, match=r"has no ema weights|holds raw weights only") as caught:
-        read_which(path, "ema", read_recorded(path))
+        read_source(path, "ema")
     assert "\n" not in str(caught.value)
 
 
@@ -95,22 +94,26 @@ def test_a_kept_average_is_taken(run, monkeypatch):
         close=lambda: None,
     )
     monkeypatch.setattr(subject, "newest_valid", lambda _: (reader, []))
-    assert read_which(run.path, "raw", Recorded()).tensors == {"a": torch.tensor([1.0])}
-    assert read_which(run.path, "ema", Recorded()).tensors == {"a": torch.tensor([2.0])}
+    assert read_source(run.path, "raw").weights.tensors == {"a": torch.tensor([1.0])}
+    assert read_source(run.path, "ema").weights.tensors == {"a": torch.tensor([2.0])}
 
 
-def test_an_export_of_an_average_is_not_passed_off_as_raw(run):
-    recorded = Recorded(provenance={"weights": "ema"})
-    assert read_which(run.export_dir, "ema", recorded).classes == HEAD_CLASSES
-    with pytest.raises(ModelError, match="holds ema weights only, not raw"):
-        read_which(run.export_dir, "raw", recorded)
+@pytest.mark.parametrize(("kind", "which"), [("ema", "ema"), ("master", "raw")])
+def test_an_export_says_which_weights_it_holds(run, kind, which):
+    path = run.export_dir / "config.json"
+    path.write_text(path.read_text().replace('"run": "tiny"', f'"weights": "{kind}"'))
+    for asked in (None, which):
+        assert read_source(run.export_dir, asked).which == which
+    other: Which = "raw" if which == "ema" else "ema"
+    with pytest.raises(ModelError, match=f"holds {which} weights only, not {other}"):
+        read_source(run.export_dir, other)
 
 
 def test_a_run_without_a_sound_checkpoint_says_why(run):
     for path in run.checkpoints_dir.glob("*/rank_*"):
         path.write_bytes(b"cut short")
     with pytest.raises(CheckpointError, match="needs a sound checkpoint, found none") as caught:
-        read_which(run.path, "raw", Recorded())
+        read_source(run.path, "raw")
     assert "step_00000010" in str(caught.value)
 
 
@@ -143,7 +146,7 @@ def load(weights, classes=None):
 @pytest.mark.parametrize("lacks", ["model", "classes"])
 def test_weights_that_do_not_say_what_they_are_are_refused(run, lacks):
     weights = read_weights(run.export_dir)._replace(**{lacks: None})
-    with pytest.raises(ModelError, match=f"does not say (its|which) {lacks}"):
+    with pytest.raises(ModelError, match=r"does not say (which model|the WordNet ids)"):
         load(weights)
 
 
@@ -163,3 +166,30 @@ def test_weights_of_another_network_are_refused(run):
     strange = {**weights.tensors, "norm.weight": torch.ones(3)}
     with pytest.raises(ModelError, match="do not fit the model"):
         load(Weights(strange, weights.classes, weights.model))
+
+
+def test_the_official_file_is_read_too_and_gives_what_the_export_gives(run, tmp_path):
+    weights = read_weights(run.export_dir)
+    averaged = {name: tensor + 1 for name, tensor in weights.tensors.items()}
+    path = tmp_path / "official.pth"
+    torch.save({"model": weights.tensors, "model_ema": averaged, "epoch": 3}, path)
+    choices: list[tuple[Which | None, str]] = [(None, "raw"), ("raw", "raw"), ("ema", "ema")]
+    for asked, which in choices:
+        source = read_source(path, asked)
+        assert source.which == which
+        assert torch.equal(bias(source.weights), bias(weights) + (which == "ema"))
+    raw = read_source(path, None).weights
+    with pytest.raises(ModelError, match=r"does not say the WordNet ids .* give --classes FILE"):
+        load(raw)
+    given = load(raw, HEAD_CLASSES)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = load(weights).logits_of(CPU, "fp32")(images)
+    assert torch.equal(given.logits_of(CPU, "fp32")(images), expected)
+
+
+def test_a_backbone_has_no_accuracy(run, tmp_path):
+    weights = read_weights(run.export_dir)
+    body = {name: t for name, t in weights.tensors.items() if not name.startswith("head.")}
+    torch.save(body, tmp_path / "body.pth")
+    with pytest.raises(ModelError, match="has no classifier"):
+        read_source(tmp_path / "body.pth", None)
