@@ -222,15 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for weights that do not say the WordNet ids of their head's rows: one a line, or the "
         "shard set whose labels they are in the order of",
     )
-    add("--image-size", type=int, metavar="PIXELS", help="default: as the model was trained")
-    add(
-        "--resize",
-        metavar=f"PIXELS|{SQUASH}",
-        help="short side before the centre is cut out, or none (default: as recorded with the "
-        "weights, else by the recipe for the image size: 256 for 224, squash from 384)",
-    )
-    add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="default: as recorded")
-    add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="default: as recorded")
+    _add_preprocessing(parser)
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: auto")
     add("--batch-size", type=int, default=128, metavar="N", help="images per rank (default: 128)")
@@ -245,6 +237,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--name", help="of the files (default: from WEIGHTS)")
     return parser
+
+
+def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--image-size", type=int, metavar="PIXELS", help="default: as the model was trained")
+    add(
+        "--resize",
+        metavar=f"PIXELS|{SQUASH}",
+        help="short side before the centre is cut out, or none (default: as recorded with the "
+        "weights, else by the recipe for the image size: 256 for 224, squash from 384)",
+    )
+    add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="default: as recorded")
+    add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="default: as recorded")
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
