@@ -132,6 +132,11 @@ def main(arguments: list[str]) -> int:
     folder.add_argument(
         "--class-names", type=Path, metavar="FILE", help="id<TAB>name (default: SOURCE/classes.txt)"
     )
+    folder.add_argument(
+        "--numbered-by",
+        metavar="SHARD_SET",
+        help="folders are named by number (ImageNet-V2): the label of a class in this shard set",
+    )
     options = parser.parse_args(arguments)
     check_options(options.name, options.shard_mib, options.seed, options.workers, options.max_side)
     check_destination(options.destination)
@@ -210,12 +215,15 @@ def _spool(options: argparse.Namespace) -> Path:
 def _source(options: argparse.Namespace, spool: Path) -> "Source":
     if options.kind == "imagefolder":
         from data_tools.sources import imagefolder
+        from pretrain.data.manifest import read_manifest
 
+        numbered_by = options.numbered_by
         return imagefolder(
             options.source,
             class_names_file=options.class_names,
             eval_per_class=options.eval_per_class,
             seed=options.seed,
+            numbered_by=None if numbered_by is None else read_manifest(numbered_by),
         )
     if options.kind != "imagenet22k":
         from data_tools.imagenet1k import imagenet1k, imagenet21kp

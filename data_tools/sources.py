@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.names import Names, joined, shared
+from pretrain.data.manifest import Manifest
 from pretrain.errors import DataError
 
 CLASS_NAMES_FILE = "classes.txt"
@@ -130,7 +131,12 @@ class Source:
 
 
 def imagefolder(
-    root: Path, *, class_names_file: Path | None, eval_per_class: int | None, seed: int
+    root: Path,
+    *,
+    class_names_file: Path | None,
+    eval_per_class: int | None,
+    seed: int,
+    numbered_by: Manifest | None = None,
 ) -> Source:
     """List a directory of class folders, or one with such directories for training and evaluation.
 
@@ -144,10 +150,13 @@ def imagefolder(
         eval_per_class: move this many images per class, chosen by ``seed``, from training to a
             validation split of their own.
         seed: for that choice.
+        numbered_by: folders are named by number, which is the label of a class in this shard set;
+            ids and names are taken from it, as in ImageNet-V2. None takes the folders' names.
 
     Raises:
         DataError: the source is missing or empty, has no class folders, a class has no images,
-            the splits disagree on the classes, or the file of names is malformed.
+            the splits disagree on the classes, the file of names is malformed, or folders are not
+            numbered as asked.
     """
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
@@ -174,7 +183,27 @@ def imagefolder(
             f"{class_names_file or root / CLASS_NAMES_FILE}: names none of the {len(classes)} "
             f"classes; expected lines such as {classes[0]}<TAB>name"
         )
-    return Source(root, classes, tuple(names.get(item, item) for item in classes), splits)
+    class_names = tuple(names.get(item, item) for item in classes)
+    if numbered_by is not None:
+        labels = [_label(folder, train_folder, numbered_by) for folder in classes]
+        classes = tuple(numbered_by.classes[label] for label in labels)
+        class_names = tuple(numbered_by.class_names[label] for label in labels)
+    return Source(root, classes, class_names, splits)
+
+
+def _label(folder: str, parent: Path, numbered_by: Manifest) -> int:
+    """The label that a folder's name is."""
+    last = len(numbered_by.classes) - 1
+    if not (folder.isascii() and folder.isdecimal() and str(int(folder)) == folder):
+        raise DataError(
+            f"{parent / folder}: expected a folder named 0 to {last}, or no --numbered-by"
+        )
+    if int(folder) > last:
+        raise DataError(
+            f"{parent / folder}: {numbered_by.location} has the labels 0 to {last} only; give the "
+            "shard set that the numbers are labels of"
+        )
+    return int(folder)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

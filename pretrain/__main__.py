@@ -18,6 +18,7 @@ from pretrain.preflight import (
     check_output,
     free_disk_bytes,
     manifest_if_built,
+    read_probe,
     require_manifest,
 )
 from pretrain.run_directory import RunDirectory
@@ -90,7 +91,8 @@ def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) 
     with ExitStack() as stack:
         if create and world.rank == 0:
             stack.enter_context(_alone(run))
-        return _join(Job(run, config, plan, manifest, world, _attempt(run)), create=create)
+        probe = read_probe(config, manifest)
+        return _join(Job(run, config, plan, manifest, world, _attempt(run), probe), create=create)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import Manifest
+from pretrain.evaluate.probe import Probe
 from pretrain.plan.derive import Plan
 from pretrain.run_directory import RunDirectory
 from pretrain.world import World
@@ -21,6 +22,7 @@ class Job:
         manifest: of the data.
         world: this process's place.
         attempt: number of this life of the run, from 1.
+        probe: the second set that accuracy is measured on; None without one.
     """
 
     run: RunDirectory
@@ -29,6 +31,7 @@ class Job:
     manifest: Manifest
     world: World
     attempt: int
+    probe: Probe | None = None
 
     @property
     def device(self) -> str:

@@ -9,6 +9,7 @@ from pretrain.convert.sources import holds_weights, source_of
 from pretrain.data.manifest import Manifest, check_shards, read_manifest
 from pretrain.data.remote import LAUNCH_PATIENCE, Patience, patience_of
 from pretrain.errors import ConfigError, DataError, PretrainError
+from pretrain.evaluate.probe import Probe, open_probe
 from pretrain.location import is_remote
 from pretrain.run_directory import RunDirectory
 
@@ -36,10 +37,11 @@ def _manifest(data: DataConfig, patience: Patience) -> Manifest | None:
 def require_manifest(config: RunConfig, rank: int = 0, ranks: int = 1) -> Manifest:
     """Return the manifest of the config's data after comparing it with the shards beside it.
 
-    The ranks of a job share the comparing.
+    The ranks of a job share the comparing. The shards of a probe are compared too.
 
     Raises:
-        DataError: the shards are missing (the message says how to build them) or disagree.
+        DataError: the shards are missing (the message says how to build them) or disagree, or the
+            probe has classes that the data has not.
     """
     # A job that got its nodes can wait for a server.
     manifest = _manifest(config.data, patience_of(config.data))
@@ -52,7 +54,31 @@ def require_manifest(config: RunConfig, rank: int = 0, ranks: int = 1) -> Manife
     check_shards(manifest, config.data.train_split, rank, ranks)
     if config.data.eval_split is not None:
         check_shards(manifest, config.data.eval_split, rank, ranks)
+    probe = read_probe(config, manifest)
+    if probe is not None:
+        check_shards(probe.manifest, probe.split, rank, ranks)
     return manifest
+
+
+def read_probe(config: RunConfig, manifest: Manifest) -> Probe | None:
+    """Return the set that the config names as a probe, None without one.
+
+    Args:
+        config: of the run.
+        manifest: of its data, whose classes are those of the head.
+
+    Raises:
+        DataError: it is no shard set, or lacks the split, or has classes that the data has not.
+    """
+    settings = config.eval.probe
+    if settings is None:
+        return None
+    return open_probe(
+        settings,
+        manifest.classes,
+        cache_dir=config.data.cache_dir,
+        patience=patience_of(config.data),
+    )
 
 
 def initial_weights_path(config: RunConfig) -> Path | None:

@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "data.remote_transfers",
     "batch.micro_size_max",
     "eval.batch_size_per_rank",
+    "eval.probe",
     "engine.activation_checkpointing",
     "engine.collective_timeout_seconds",
     "engine.max_skipped_steps",

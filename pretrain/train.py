@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from pretrain import dist
-from pretrain.augment.pipeline import Augment, normalize
+from pretrain.accuracy import every_steps, is_due, measure
+from pretrain.augment.pipeline import Augment
 from pretrain.checkpoint.resume import CheckpointReader, newest_valid_for_all
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.convert.export import read_weights, write_export
 from pretrain.data.batch import BadSample, Batch
-from pretrain.data.loader import Batches, eval_batches, train_batches
+from pretrain.data.loader import Batches, train_batches
 from pretrain.engine.engine import Engine
 from pretrain.engine.schedule import learning_rate
 from pretrain.errors import CheckpointError
-from pretrain.evaluate.classification import evaluate
 from pretrain.files import replace_text
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
@@ -148,7 +148,7 @@ def connect(
         clock=Clock(
             global_batch=plan.global_batch,
             total_steps=plan.total_steps,
-            evaluate_every_steps=plan.eval_every_steps if plan.eval_samples else None,
+            evaluate_every_steps=every_steps(job),
             save_every_steps=config.checkpoint.every_steps,
         ),
         meter=Meter(),
@@ -179,7 +179,7 @@ def restore(parts: Parts, reader: CheckpointReader) -> None:
 
 def run_steps(parts: Parts) -> str:
     """Train from the steps already done to the end, or to a request to stop."""
-    config, plan = parts.job.config, parts.job.plan
+    job, config, plan = parts.job, parts.job.config, parts.job.plan
     with training_batches(parts) as batches:
         stream = parts.clock.waiting(batches)
         for step in range(parts.steps_done, plan.total_steps):
@@ -192,7 +192,7 @@ def run_steps(parts: Parts) -> str:
             last = done == plan.total_steps
             if done % config.log.every_steps == 0 or last:
                 record(parts, done, lr)
-            if plan.eval_samples and (done % plan.eval_every_steps == 0 or last):
+            if is_due(job, done):
                 measure_accuracy(parts, done)
             reason = None if last else parts.stop.agreed()
             if done % config.checkpoint.every_steps == 0 or last or reason:
@@ -280,38 +280,15 @@ def report_bad_samples(parts: Parts, done: int) -> None:
 
 
 def measure_accuracy(parts: Parts, done: int) -> None:
-    """Evaluate the split that the config names and write the result."""
+    """Evaluate what is due after ``done`` steps and write the result."""
     job = parts.job
-    split = job.config.data.eval_split
-    assert split is not None  # noqa: S101 - the plan counted its samples
-    settings = job.config.augment
     parts.recorder.progress(done, "evaluating")
-    with parts.clock.phase("evaluation"):
-        batches = eval_batches(
-            job.manifest,
-            split,
-            job.config.data,
-            job.config.eval,
-            image_size=job.config.model.image_size,
-            world=job.world,
-        )
-        with batches, parts.engine.computing_with(job.config.ema.given):
-            result = evaluate(
-                parts.engine.logits,
-                noting_bad_samples(parts, batches),
-                lambda images: normalize(images, settings.mean, settings.std),
-                device=parts.device,
-            )
-    parts.recorder.write(done, result.metrics())
-    if result.images != job.plan.eval_samples:
+    with parts.clock.phase("evaluation"), parts.engine.computing_with(job.config.ema.given):
+        measured = measure(job, done, parts.engine.logits, parts.device)
+    parts.recorder.write(done, measured.values)
+    parts.bad_samples += measured.bad
+    if dist.max_across_ranks(len(measured.bad)):
         report_bad_samples(parts, done)
-
-
-def noting_bad_samples(parts: Parts, batches: Batches) -> Iterator[Batch]:
-    """Pass batches on, keeping what could not be read for the report."""
-    for batch in batches:
-        parts.bad_samples += batch.bad
-        yield batch
 
 
 def save(parts: Parts, done: int, *, must: bool) -> None:

@@ -320,6 +320,9 @@ def _absolute_paths(config: RunConfig) -> RunConfig:
     values["runs_dir"] = _absolute(config.runs_dir)
     if not is_remote(config.data.path):
         values["data"]["path"] = _absolute(config.data.path)
+    probe = config.eval.probe
+    if probe is not None and not is_remote(probe.path):
+        values["eval"]["probe"]["path"] = _absolute(probe.path)
     if config.data.cache_dir is not None:
         values["data"]["cache_dir"] = _absolute(config.data.cache_dir)
     if config.init_from is not None and "/" in config.init_from:

@@ -273,6 +273,31 @@ class EngineConfig(Section):
         return self
 
 
+class ProbeConfig(Section):
+    """A second set that accuracy is measured on, such as ImageNet-1K during 22K pre-training.
+
+    Its classes are found in the model's head by WordNet id, and it is evaluated over them only.
+    """
+
+    path: str
+    """The shard set: its directory, or its URL (``https://…``, ``s3://…``)."""
+    split: str = "validation"
+    """Split that is evaluated on."""
+    every_epochs: PositiveInt = 1
+    """Epochs between evaluations; the last step is always evaluated."""
+    leave_out_unknown_classes: bool = False
+    """Evaluate without the classes that the model does not know, and without their images;
+    otherwise the run does not start."""
+
+    @model_validator(mode="after")
+    def check_location(self) -> Self:
+        """Refuse URLs that cannot be meant, and commands."""
+        fault = fault_of(self.path, allow_pipe=False) if is_remote(self.path) else None
+        if fault is not None:
+            raise ValueError(f"path: {fault}")
+        return self
+
+
 class EvalConfig(Section):
     """How and when accuracy is measured."""
 
@@ -282,6 +307,8 @@ class EvalConfig(Section):
     """Short side after resizing, before the centre crop; null squashes to the image size."""
     batch_size_per_rank: PositiveInt = 128
     """Images each rank evaluates at once."""
+    probe: ProbeConfig | None = None
+    """A second set to measure on, through the WordNet ids of its classes; null measures none."""
 
 
 class CheckpointConfig(Section):

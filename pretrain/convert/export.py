@@ -70,8 +70,8 @@ def write_export(
         directory: the export's; its parent must exist.
         weights: state dict by official names, any device.
         model: the config of the network.
-        classes: WordNet ids in the order of the head's rows.
-        class_names: names for people, in the same order.
+        classes: WordNet ids in the order of the head's rows; none at all if unknown.
+        class_names: names for people, in the same order; none without classes.
         preprocessing: what evaluation does to an image: ``image_size``, ``resize`` (short side, or
             None for squashing), ``mean``, ``std`` on the scale 0 to 1.
         provenance: where the weights come from, such as run, step and accuracy.
@@ -161,12 +161,12 @@ def _read_export(directory: Path) -> Weights:
     except (KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: damaged or edited ({reason})") from None
-    if class_order_sha256(classes) != order_sha256 or len(classes) != model.num_classes:
+    if class_order_sha256(classes) != order_sha256 or len(classes) not in (0, model.num_classes):
         raise CheckpointError(f"{path}: classes do not match class_order_sha256 or num_classes")
     weights = directory / WEIGHTS_NAME
     if weights.stat().st_size != bytes_ or _sha256(weights) != sha256:
         raise CheckpointError(f"{weights}: damaged: not the file that {CONFIG_NAME} describes")
-    return Weights(_load(weights), classes, model)
+    return Weights(_load(weights), classes or None, model)
 
 
 def _load(path: Path) -> dict[str, Tensor]:
@@ -177,6 +177,8 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _check_classes(model: ModelConfig, classes: Sequence[str], class_names: Sequence[str]) -> None:
+    if not classes and not class_names:
+        return  # weights from elsewhere, which do not say
     for what, values in (("classes", classes), ("class names", class_names)):
         if len(values) != model.num_classes:
             raise ModelError(f"export: expected {model.num_classes} {what}, got {len(values)}")
@@ -210,6 +212,9 @@ def _stage(staged: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> 
         "format": "pt",
         "variant": str(config["model"]["variant"]),
         "class_order_sha256": str(config["class_order_sha256"]),
+        "classes": json.dumps(config["classes"]),
+        "class_names": json.dumps(config["class_names"]),
+        "image_size": str(config["model"]["image_size"]),
     }
     save_file(tensors, path, metadata=metadata)
     weights = {"file": WEIGHTS_NAME, "bytes": path.stat().st_size, "sha256": _sha256(path)}

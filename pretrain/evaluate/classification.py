@@ -12,6 +12,8 @@ from pretrain import dist
 from pretrain.errors import DataError
 
 TOP = 5
+LOSS_UNIT = 2.0**-28
+"""Nats; far finer than what a float32 loss can tell."""
 
 
 class EvalBatch(Protocol):
@@ -49,22 +51,53 @@ class EvalResult:
     top5_fraction: float
     loss: float
 
-    def metrics(self) -> dict[str, float]:
-        """The result under its declared names."""
+    def metrics(self, prefix: str = "eval/") -> dict[str, float]:
+        """The result under its declared names; those of a probe begin with ``eval/probe_``."""
         return {
-            "eval/images": float(self.images),
-            "eval/top1_fraction": self.top1_fraction,
-            "eval/top5_fraction": self.top5_fraction,
-            "eval/loss": self.loss,
+            f"{prefix}images": float(self.images),
+            f"{prefix}top1_fraction": self.top1_fraction,
+            f"{prefix}top5_fraction": self.top5_fraction,
+            f"{prefix}loss": self.loss,
         }
 
 
-def count(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Count one batch; pure, no host sync.
+def places(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where each label stands when classes are sorted by falling logit; pure, no host sync.
 
-    A label's rank is the number of classes before it when classes are sorted by falling logit and,
-    among equal logits, by index; so ties are decided alike on every device. A row that holds a NaN
-    is wrong.
+    Equal logits are sorted by index, so ties are decided alike on every device.
+
+    Args:
+        logits: fp32 [B, Y].
+        labels: int64 [B], 0 to Y - 1.
+
+    Returns:
+        int64 [B], from 0; Y, behind all classes, for a row that holds a NaN.
+    """
+    own = logits.gather(1, labels[:, None])  # [B, 1]
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]  # [B, Y]
+    place = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    return torch.where(logits.isnan().any(1), logits.shape[1], place)
+
+
+def losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each row, as whole multiples of `LOSS_UNIT`.
+
+    Sums of them are exact in float64 up to 33 million nats, so they do not depend on the order, and
+    thereby on the number of ranks.
+
+    Args:
+        logits: fp32 [B, Y].
+        labels: int64 [B], 0 to Y - 1.
+
+    Returns:
+        float64 [B], nats.
+    """
+    exact = F.cross_entropy(logits.float(), labels, reduction="none").double()
+    return (exact / LOSS_UNIT).round() * LOSS_UNIT
+
+
+def count(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """Count one batch; pure, no host sync. A row that holds a NaN is wrong.
 
     Args:
         logits: fp32 [B, Y].
@@ -76,17 +109,15 @@ def count(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         of the losses in nats.
     """
     labels = torch.where(valid, labels, 0)
-    own = logits.gather(1, labels[:, None])  # [B, 1]
-    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]  # [B, Y]
-    place = ((logits > own) | ((logits == own) & earlier)).sum(1)  # [B]
-    trusted = valid & ~logits.isnan().any(1)
-    losses = F.cross_entropy(logits.float(), labels, reduction="none").double()
+    place = torch.where(valid, places(logits, labels), logits.shape[1])
+    # With fewer classes than five, the place of a wrong row would pass for one of the first five.
+    right = place < logits.shape[1]
     return torch.stack(
         (
             valid.sum().double(),
-            (trusted & (place < 1)).sum().double(),
-            (trusted & (place < TOP)).sum().double(),
-            torch.where(valid, losses, 0.0).sum(),
+            (right & (place < 1)).sum().double(),
+            (right & (place < TOP)).sum().double(),
+            torch.where(valid, losses(logits, labels), 0.0).sum(),
         )
     )
 
@@ -129,14 +160,19 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches:
         logits = logits_of(prepare(batch.images.to(device, non_blocking=True)))
-        _check_labels(batch, logits.shape[1])
+        check_labels(batch, logits.shape[1])
         labels = batch.labels.to(device, non_blocking=True)
         sums += count(logits, labels, batch.valid.to(device, non_blocking=True))
     return result(*dist.sum_across_ranks(sums.tolist()))
 
 
-def _check_labels(batch: EvalBatch, num_classes: int) -> None:
-    labels = batch.labels[batch.valid]  # on the CPU: no host sync
+def check_labels(batch: EvalBatch, num_classes: int) -> None:
+    """Refuse labels that the model has no class for; looks on the CPU, no host sync.
+
+    Raises:
+        DataError: naming the labels' range.
+    """
+    labels = batch.labels[batch.valid]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise DataError(
             f"evaluation: labels run from {int(labels.min())} to {int(labels.max())}, but the "

@@ -13,6 +13,10 @@ LABELS = {
     "eval/top1_fraction": "top-1 {:.2%}",
     "eval/top5_fraction": "top-5 {:.2%}",
     "eval/images": "of {:,.0f} images",
+    "eval/probe_loss": "probe: loss {:.4f}",
+    "eval/probe_top1_fraction": "top-1 {:.2%}",
+    "eval/probe_top5_fraction": "top-5 {:.2%}",
+    "eval/probe_images": "of {:,.0f} images",
 }
 """What of a record is shown, in this order."""
 

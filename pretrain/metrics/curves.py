@@ -75,6 +75,11 @@ def charts(records: Records) -> list[Chart]:
             lines(("top-1", "eval/top1_fraction"), ("top-5", "eval/top5_fraction")),
             percent=True,
         ),
+        Chart(
+            "Accuracy of the probe",
+            lines(("top-1", "eval/probe_top1_fraction"), ("top-5", "eval/probe_top5_fraction")),
+            percent=True,
+        ),
         Chart("Learning rate", lines(("learning rate", "train/learning_rate")), from_zero=True),
         Chart("Images per second", lines(("images/s", "perf/images_per_second")), from_zero=True),
         Chart("Gradient norm before clipping", lines(("norm", "train/grad_norm")), from_zero=True),

@@ -81,6 +81,22 @@ METRICS: dict[str, Metric] = {
         "", "mean over the split's images", "Images whose label is among the five highest logits."
     ),
     "eval/images": Metric("images", "sum over all ranks", "Images evaluated."),
+    "eval/probe_loss": Metric(
+        "nats",
+        "mean over the probe's images",
+        "Cross-entropy of the probe's classes alone against its plain labels.",
+    ),
+    "eval/probe_top1_fraction": Metric(
+        "",
+        "mean over the probe's images",
+        "Images of the probe whose label has the highest logit of the probe's classes.",
+    ),
+    "eval/probe_top5_fraction": Metric(
+        "",
+        "mean over the probe's images",
+        "Images of the probe whose label is among the five highest logits of its classes.",
+    ),
+    "eval/probe_images": Metric("images", "sum over all ranks", "Images of the probe evaluated."),
 }
 """What `pretrain.metrics.recorder.Recorder.write` accepts, in the order of reading."""
 

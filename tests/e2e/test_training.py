@@ -156,8 +156,12 @@ def test_two_ranks_learn_what_one_does_and_one_continues_what_two_began(config, 
     assert again[-1]["eval/images"] == two[-1]["eval/images"]
 
 
-def test_fine_tuning_is_a_config(config, tmp_path):
-    train(config, "schedule.epochs=1")
+def test_fine_tuning_is_a_config(config, tmp_path, small_shards):
+    probe = Path(os.path.relpath(small_shards.path, tmp_path))
+    train(config, "schedule.epochs=1", f"eval.probe.path={probe}")
+    last = records(tmp_path / "runs" / "small")[-1]
+    for name in ("loss", "images", "top1_fraction", "top5_fraction"):
+        assert last[f"eval/probe_{name}"] == last[f"eval/{name}"]
     output = train(
         config,
         "name=tuned",

@@ -3,6 +3,7 @@ import pytest
 from image_folders import image_bytes, write_class, write_folder
 
 from data_tools.sources import imagefolder
+from pretrain.data.manifest import Manifest
 from pretrain.errors import DataError
 
 
@@ -171,3 +172,40 @@ def test_carving_must_leave_something(tmp_path, count):
     write_class(tmp_path / "n01", 5)
     with pytest.raises(DataError, match="--eval-per-class: expected at least 1 and fewer"):
         listed(tmp_path, eval_per_class=count)
+
+
+def test_numbered_folders_are_labels_of_another_set(tmp_path):
+    """ImageNet-V2: folders 0 to 999, the labels of ImageNet-1K; sorted as text they are not."""
+    known = Manifest(
+        tmp_path,
+        "known",
+        tuple(f"n{number:08d}" for number in range(100, 112)),
+        tuple(f"name {number}" for number in range(12)),
+        {},
+    )
+    for folder in ("0", "2", "10", "11"):
+        write_class(tmp_path / folder, 2)
+    source = imagefolder(
+        tmp_path, class_names_file=None, eval_per_class=None, seed=0, numbered_by=known
+    )
+    images = source.splits["train"]
+    for path, label in zip(images.paths, images.labels, strict=True):
+        number = int(path.split("/")[0])
+        assert source.classes[label] == f"n{100 + number:08d}"
+        assert source.class_names[label] == f"name {number}"
+    assert len(images.paths) == 8
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("n01", "expected a folder named 0 to 2"),
+        ("01", "named 0 to 2"),
+        ("3", "labels 0 to 2 only"),
+    ],
+)
+def test_folders_that_are_no_labels_are_refused(tmp_path, folder, message):
+    known = Manifest(tmp_path, "known", ("a", "b", "c"), ("a", "b", "c"), {})
+    write_class(tmp_path / folder, 2)
+    with pytest.raises(DataError, match=message):
+        imagefolder(tmp_path, class_names_file=None, eval_per_class=None, seed=0, numbered_by=known)

@@ -51,7 +51,7 @@ def test_the_sums_are_those_of_torch():
     assert top1 == (logits.argmax(1) == labels).sum()
     assert top5 == (logits.topk(5).indices == labels[:, None]).any(1).sum()
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    assert loss_sum == pytest.approx(losses.double().sum().item(), rel=1e-12)
+    assert loss_sum == pytest.approx(losses.double().sum().item(), rel=1e-8)
 
 
 @settings(deadline=None, max_examples=50)
@@ -125,7 +125,7 @@ def test_the_result_does_not_depend_on_batches_or_padding(alone, size, padding):
     got, whole = evaluate_in(size, padding), evaluate_in(23, 0)
     assert got.images == 23
     assert (got.top1_fraction, got.top5_fraction) == (whole.top1_fraction, whole.top5_fraction)
-    assert got.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert got.loss == whole.loss, "sums of losses are exact in any order"
 
 
 @pytest.mark.parametrize("label", [-1, 8])

@@ -1,0 +1,89 @@
+"""``python -m pretrain.convert SRC DST --to LAYOUT``: weights from any layout to any other."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.errors import run_command
+
+_TARGETS = (
+    "official",
+    "timm",
+    "huggingface",
+    "torchvision",
+    "mmdetection",
+    "safetensors",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Convert, and verify if asked to; return the exit code.
+
+    Raises:
+        PretrainError: bad input, before anything is written; or a result that does not compute
+            what the source does.
+    """
+    options = _parser().parse_args(arguments)
+    # Only now is torch worth its seconds.
+    from pretrain.convert.labels import read_labels
+    from pretrain.convert.read import load
+    from pretrain.convert.verify import verify
+    from pretrain.convert.write import check_destination, write
+
+    source, destination = Path(options.source), Path(options.destination)
+    check_destination(destination, options.to)
+    loaded = load(source, choice=options.weights, image_size=options.image_size)
+    if options.classes is not None:
+        rows = loaded.model.num_classes
+        loaded = loaded._replace(labels=read_labels(Path(options.classes), rows))
+    model = loaded.model
+    head = f"{model.num_classes:,} classes" if loaded.has_head else "no head"
+    print(
+        f"{source}: {loaded.layout}, {model.variant}, {model.image_size} pixels, "
+        f"window {model.window_size}, {head}"
+    )
+    for note in loaded.notes:
+        print(f"  {note}")
+    if loaded.has_head and loaded.labels.ids is None:
+        print("  the source does not say which class each row of the head is (--classes)")
+    write(loaded, destination, options.to, provenance={"converted_from": source.name})
+    print(f"{destination}: {options.to}")
+    if options.verify:
+        print(verify(loaded, destination, options.to))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.convert",
+        description="Convert Swin weights between layouts; what SRC is, is found out.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a run, checkpoint or export of ours; a DeepSpeed, timm or transformers directory; "
+        "or a .pth or .safetensors file",
+    )
+    parser.add_argument(
+        "destination", metavar="DST", help="where nothing is yet: a directory, or a file's name"
+    )
+    parser.add_argument("--to", required=True, choices=_TARGETS, help="the layout to write")
+    parser.add_argument(
+        "--weights", choices=("raw", "ema"), help="which, where SRC has both (default: raw)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="trained on, where SRC does not say"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="PATH",
+        help="ids of the head's rows: a text file (id, or id and name after a tab) or a shard set",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="compute with the result in its own library"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,256 @@
+"""What an evaluation found, for the terminal and as JSON and Markdown files. Rank zero only.
+
+The files hold nothing that depends on the number of ranks or the time: two evaluations of the same
+weights on the same images differ in no byte.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.data.manifest import class_order_sha256
+from pretrain.errors import CheckpointError
+from pretrain.evaluate.measure import EvalSet, Measured
+from pretrain.evaluate.recorded import INTERPOLATION, Preprocessing
+from pretrain.files import replace_text
+from pretrain.metrics.jsonl import plain
+
+FORMAT, VERSION = "swin-pretrain evaluation", 1
+PAIRS_KEPT = 100
+"""Most-confused pairs in the files; the terminal shows the first few."""
+PAIRS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All sets that a model was evaluated on, and how.
+
+    Attributes:
+        weights: path, which of them, variant, class order and provenance, as they are reported.
+        preprocessing: what was done to each image.
+        stated_by: who said so: the weights, the recipe for the image size, or the command line.
+        precision: of the forward pass.
+        names: readable names by WordNet id, for classes that the set itself does not name.
+        sets: each with what came of it.
+    """
+
+    weights: Mapping[str, Any]
+    preprocessing: Preprocessing
+    stated_by: str
+    precision: str
+    names: Mapping[str, str]
+    sets: Sequence[tuple[EvalSet, Measured]]
+
+
+def document(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as a JSON object; fractions from 0 to 1."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "weights": dict(evaluation.weights),
+        "preprocessing": {
+            **evaluation.preprocessing.model_dump(mode="json"),
+            "interpolation": INTERPOLATION,
+            "stated_by": evaluation.stated_by,
+        },
+        "precision": evaluation.precision,
+        "sets": [_set_document(test, found, evaluation) for test, found in evaluation.sets],
+    }
+
+
+def _set_document(test: EvalSet, found: Measured, evaluation: Evaluation) -> dict[str, Any]:
+    names = _names(test, evaluation.names)
+    classes = test.classes.classes
+    tallied = found.tallied
+    return {
+        "location": test.manifest.location,
+        "edition": test.manifest.edition,
+        "split": test.split.name,
+        "fingerprint": test.manifest.fingerprint(test.split.name),
+        "images_in_split": test.split.samples,
+        **asdict(tallied.overall),
+        "classes_evaluated": len(classes),
+        "class_order_sha256": class_order_sha256(classes),
+        "classes_left_out": list(test.classes.left_out),
+        "bad_samples": [asdict(bad) for bad in found.bad],
+        "real": None if tallied.real is None else asdict(tallied.real),
+        "by_class": [
+            {"wnid": wnid, "name": names[wnid], **asdict(counts)}
+            for wnid, counts in zip(classes, tallied.by_class, strict=True)
+        ],
+        "most_confused": [
+            {
+                "wnid": classes[pair.label],
+                "name": names[classes[pair.label]],
+                "taken_for_wnid": classes[pair.predicted],
+                "taken_for_name": names[classes[pair.predicted]],
+                "images": pair.images,
+                "fraction_of_class": pair.images / tallied.by_class[pair.label].images,
+            }
+            for pair in tallied.confusions[:PAIRS_KEPT]
+        ],
+    }
+
+
+def _names(test: EvalSet, known: Mapping[str, str]) -> dict[str, str]:
+    """A readable name of every class: the set's own, else the model's, else the id."""
+    given = zip(test.manifest.classes, test.manifest.class_names, strict=True)
+    return {wnid: name if name != wnid else known.get(wnid, wnid) for wnid, name in given}
+
+
+HEAD = ("set", "split", "images", "classes", "top-1 %", "top-5 %", "loss")
+
+
+def table_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The main table under `HEAD`: a line for each set, and one for its ReaL labels."""
+    rows: list[tuple[str, ...]] = []
+    for one in document["sets"]:
+        rows.append(
+            (
+                one["edition"],
+                one["split"],
+                f"{one['images']:,}",
+                f"{one['classes_evaluated']:,}",
+                f"{one['top1_fraction']:.2%}".rstrip("%"),
+                f"{one['top5_fraction']:.2%}".rstrip("%"),
+                f"{one['loss']:.4f}",
+            )
+        )
+        real = one["real"]
+        if real is not None:
+            top1, top5 = (
+                f"{real[key]:.2%}".rstrip("%") for key in ("top1_fraction", "top5_fraction")
+            )
+            rows.append(
+                (
+                    f"{one['edition']}, ReaL",
+                    one["split"],
+                    f"{real['images']:,}",
+                    rows[-1][3],
+                    top1,
+                    top5,
+                    "",
+                )
+            )
+    return rows
+
+
+def notes(document: Mapping[str, Any], preprocessing: Preprocessing) -> list[str]:
+    """Lines that say how it was measured and what was not counted."""
+    weights = document["weights"]
+    stated_by = document["preprocessing"]["stated_by"]
+    lines = [
+        f"weights: {weights['path']} ({weights['which']}, {weights['variant']}, "
+        f"{weights['classes']:,} classes)",
+        f"images: {preprocessing.sentence()}; as {stated_by}",
+        f"precision: {document['precision']}",
+        *weights["notes"],
+    ]
+    for one in document["sets"]:
+        left_out = one["classes_left_out"]
+        if left_out:
+            lines.append(
+                f"{one['edition']}: {len(left_out):,} classes that the model does not know are "
+                f"left out with their images: {', '.join(left_out[:10])}"
+                + (f" and {len(left_out) - 10:,} more" if len(left_out) > 10 else "")
+            )
+        if one["bad_samples"]:
+            first = one["bad_samples"][0]
+            lines.append(
+                f"{one['edition']}: {len(one['bad_samples']):,} images cannot be read and are not "
+                f"counted, the first: {first['shard']}, {first['key']}: {first['reason']}"
+            )
+    return lines
+
+
+def confused_lines(one: Mapping[str, Any], most: int = PAIRS_SHOWN) -> list[str]:
+    """The most-confused pairs of a set, one line each."""
+    return [
+        f"{pair['images']:,} of {pair['name']} ({pair['wnid']}) taken for "
+        f"{pair['taken_for_name']} ({pair['taken_for_wnid']}), "
+        f"{pair['fraction_of_class']:.1%} of the class"
+        for pair in one["most_confused"][:most]
+    ]
+
+
+def markdown(document: Mapping[str, Any], preprocessing: Preprocessing) -> str:
+    """The evaluation as a page of Markdown."""
+    lines = [f"# Evaluation of {_cell(document['weights']['path'])}", ""]
+    lines += _table(HEAD, table_rows(document), numbers_from=2)
+    lines += [f"- {_cell(line)}" for line in notes(document, preprocessing)]
+    for one in document["sets"]:
+        lines += ["", f"## {_cell(one['edition'])}, {_cell(one['split'])}", ""]
+        pairs = [
+            (
+                f"{pair['images']:,}",
+                f"{pair['fraction_of_class']:.1%}",
+                f"{pair['name']} ({pair['wnid']})",
+                f"{pair['taken_for_name']} ({pair['taken_for_wnid']})",
+            )
+            for pair in one["most_confused"]
+        ]
+        lines += ["Most confused pairs:", ""]
+        lines += _table(("images", "of the class", "class", "taken for"), pairs, numbers_from=4)
+        lines += ["By class, the worst first:", ""]
+        lines += _table(
+            ("class", "name", "images", "top-1 %", "top-5 %"),
+            [_class_row(row) for row in _worst_first(one["by_class"])],
+            numbers_from=2,
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _worst_first(by_class: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Classes by rising accuracy, those without images last."""
+    return sorted(
+        by_class,
+        key=lambda row: (
+            row["images"] == 0,
+            _share(row, "top1"),
+            _share(row, "top5"),
+            row["wnid"],
+        ),
+    )
+
+
+def _share(row: Mapping[str, Any], key: str) -> float:
+    return row[key] / row["images"] if row["images"] else 0.0
+
+
+def _class_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    shares = (f"{100 * _share(row, key):.1f}" if row["images"] else "" for key in ("top1", "top5"))
+    return (row["wnid"], row["name"], f"{row['images']:,}", *shares)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int) -> list[str]:
+    rules = ["---" if column < numbers_from else "---:" for column in range(len(head))]
+    body = [[_cell(cell) for cell in row] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in ([*head], rules, *body)] + [""]
+
+
+def _cell(text: str) -> str:
+    """Text that neither breaks a table nor formats itself."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    for letter in "\\`*_<|[":
+        shown = shown.replace(letter, f"\\{letter}")
+    return shown
+
+
+def write_files(stem: Path, evaluation: Evaluation) -> tuple[Path, Path]:
+    """Write ``stem.json`` and ``stem.md``, each whole or not at all, replacing earlier ones.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    found = document(evaluation)
+    paths = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.md")
+    text = json.dumps(plain(found), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(paths[0], text)
+        replace_text(paths[1], markdown(found, evaluation.preprocessing))
+    except OSError as error:
+        raise CheckpointError(f"{stem.parent}: cannot be written: {error.strerror}") from None
+    return paths
