@@ -161,7 +161,7 @@ def load_initial_weights(job: Job, model: Swin, recorder: Recorder) -> None:
     if path is None:
         return
     source = read_weights(path)
-    report = transfer(source.tensors, source.classes, model, job.manifest.classes)
+    report = transfer(source.tensors, source.classes, model, job.manifest.classes, source.model)
     recorder.event("initial_weights", source=str(path), changes="; ".join(report.lines()))
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pretrain.location import fault_of, is_remote
 
 PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
@@ -129,7 +130,22 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """Which network. The variant's own shape may be overridden field by field."""
 
-    variant: Literal["swin_t", "swin_s", "swin_b", "swin_l"]
+    variant: Literal[
+        "swin_t",
+        "swin_s",
+        "swin_b",
+        "swin_l",
+        "swinv2_t",
+        "swinv2_s",
+        "swinv2_b",
+        "swinv2_l",
+        "swinv2_h",
+        "swinv2_g",
+        "swin_mlp_t_c6",
+        "swin_mlp_t_c12",
+        "swin_mlp_t_c24",
+        "swin_mlp_b",
+    ]
     """Row of the table in ``pretrain/models/variants.py``."""
     image_size: PositiveInt
     """Side of the square input, pixels."""
@@ -145,6 +161,11 @@ class ModelConfig(Section):
     """Blocks of each stage; null takes the variant's."""
     heads: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = None
     """Attention heads of each stage; null takes the variant's."""
+    pretrained_window_sizes: tuple[
+        NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt
+    ] = (0, 0, 0, 0)
+    """V2: window side of each stage in the training that the weights come from, tokens: the bias
+    network keeps its unit of distance. 0 takes this model's own windows."""
 
 
 class OptimConfig(Section):

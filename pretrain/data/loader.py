@@ -144,12 +144,7 @@ def train_batches(
     order = _order(shards, seed, data)
     remote = remote_train_split(manifest, data, order, world, micro_batch, accumulation, first_step)
     source = TrainSource(
-        reader=_reader(
-            manifest,
-            shards,
-            remote,
-            _most_open(order, world.rank, micro_batch * accumulation, global_batch),
-        ),
+        reader=_reader(manifest, shards, remote, _most_open(order, world, global_batch)),
         order=order,
         slots=_slots(data, micro_batch, image_size),
         image_size=image_size,
@@ -211,9 +206,10 @@ def _reader(
     return ShardReader(manifest.root, shards, len(manifest.classes), cache, most_open)
 
 
-def _most_open(order: SampleOrder, rank: int, per_rank: int, global_batch: int) -> int:
+def _most_open(order: SampleOrder, world: World, global_batch: int) -> int:
     """What a rank reads from at a time, and the next window of one lane in eight."""
-    lanes = order.lanes_of(rank * per_rank, (rank + 1) * per_rank, global_batch)
+    share = global_batch // world.size
+    lanes = order.lanes_of(world.rank * share, (world.rank + 1) * share, global_batch)
     in_play = order.most_shards_in_play(lanes)
     return in_play + -(-in_play // 8)
 

@@ -1,5 +1,6 @@
 """The networks: receives a model's config, hands on a `torch.nn.Module`.
 
-`variants` answers every question about shape and cost without torch; `swin` is the network itself;
-`build` makes one, initialised as the recipe; `transfer` starts one from another's weights.
+`variants` answers every question about shape and `cost` about cost, without torch; `swin` is the
+network, put together from `layers`, `mixers` and `windows`; `build` makes one, initialised as the
+recipe; `transfer` starts one from another's weights.
 """

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from pretrain.config.schema import ModelConfig
-from pretrain.models.swin import Swin, WindowAttention
+from pretrain.models.mixers import SpatialMlp, WindowAttention
+from pretrain.models.swin import Block, Swin
 from pretrain.models.variants import STAGES, shape_of
 
 INIT_STD = 0.02
@@ -20,7 +21,7 @@ def build(model: ModelConfig, activation_checkpointing: Sequence[str] = ("none",
         activation_checkpointing: per stage "none" or "full", see `Swin`.
 
     Raises:
-        ConfigError: some stage's heads do not divide its channels.
+        ConfigError: as `shape_of`.
     """
     swin = Swin(shape_of(model), activation_checkpointing)
     swin.apply(initialize)
@@ -31,10 +32,14 @@ def initialize(module: nn.Module) -> None:
     """Initialise one module's own parameters as the recipe: norms and convolutions as torch does.
 
     The normal is truncated at ±2, not at two deviations, as published: here it cuts off nothing.
+    V2's blocks start as the identity, by the weights of their norms (official implementation).
     """
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | SpatialMlp):
         nn.init.trunc_normal_(module.weight, std=INIT_STD)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, WindowAttention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=INIT_STD)
+    elif isinstance(module, Block) and module.post_norm:
+        nn.init.zeros_(module.norm1.weight)
+        nn.init.zeros_(module.norm2.weight)

@@ -1,11 +1,13 @@
-"""Swin Transformer V1 (arXiv 2103.14030), with the official checkpoint's parameter names.
+"""The Swin family, with the official checkpoints' parameter names.
+
+V1 is arXiv 2103.14030, V2 arXiv 2111.09883, Swin-MLP of the official repository.
 
 Letters: B batch, C channels, H W map height and width, M window side, K = M·M tokens of a window,
-N windows of an image, A heads, D head width, Y classes. Maps are [B, H, W, C] throughout.
+N windows of an image, Y classes. Maps are [B, H, W, C] throughout.
 
-Maps that windows do not tile are padded with zeros below and to the right, after the norm and
-before the shift; the padding takes part in attention, as in published detectors and in
-transformers. Relative position indices and shift masks are derived, never saved.
+The families differ in what mixes a window's tokens (`pretrain.models.mixers`), in where a block
+normalises, and on maps of other sizes than built for: V1 shrinks its windows to maps that are no
+larger, V2 and Swin-MLP keep theirs and pad, as in transformers (a Swin-MLP fits one window only).
 
 Under autocast the residual stream keeps the parameters' type, in every stage and on every device.
 The published training let patch merging round it to 16 bits (with fp16's 11-bit mantissa, not
@@ -16,178 +18,57 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.models.variants import IMAGE_CHANNELS, STAGES, Shape, fit_window, stage_maps
+from pretrain.models.layers import Mlp, PatchEmbed, PatchMerging
+from pretrain.models.mixers import CosineAttention, SpatialMlp, WindowAttention
+from pretrain.models.variants import (
+    STAGES,
+    Shape,
+    fit_window,
+    layer_depth,
+    stage_maps,
+    trained_windows,
+)
+from pretrain.models.windows import cut_windows, paste_windows, shift_mask
 
-MASKED_LOGIT = -100.0
-"""Added to the attention between tokens that the shift made neighbours (official value)."""
-
-
-def partition_windows(maps: Tensor, window: int) -> Tensor:
-    """Cut maps [B, H, W, C] into windows [B, N, K, C], row by row; H, W multiples of ``window``."""
-    batch, height, width, channels = maps.shape
-    rows, columns = height // window, width // window
-    windows = maps.view(batch, rows, window, columns, window, channels).transpose(2, 3)
-    return windows.reshape(batch, rows * columns, window * window, channels)
-
-
-def merge_windows(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Undo `partition_windows`: windows [B, N, K, C] to maps [B, H, W, C]."""
-    batch, _, _, channels = windows.shape
-    rows, columns = height // window, width // window
-    maps = windows.view(batch, rows, columns, window, window, channels).transpose(2, 3)
-    return maps.reshape(batch, height, width, channels)
-
-
-def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of tokens of a window.
-
-    Returns:
-        int64 [M, M, M, M], query row and column then key row and column. It depends on their
-        differences only, so its leading corner serves smaller windows from the same table.
-    """
-    side = torch.arange(window)
-    offset = side[:, None] - side[None, :] + window - 1  # [M, M], 0 to 2M-2
-    return offset[:, None, :, None] * (2 * window - 1) + offset[None, :, None, :]
-
-
-def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Additive mask that keeps apart what only the cyclic shift made neighbours (figure 4).
-
-    Args:
-        height: of the padded map, a multiple of ``window``, tokens.
-        width: likewise.
-        window: window side, tokens.
-        shift: cyclic shift, tokens, between 0 and ``window``.
-        device: where the mask is made; without waiting for it.
-
-    Returns:
-        float32 [N, K, K], 0 or `MASKED_LOGIT`.
-    """
-
-    def bands(size: int) -> Tensor:
-        position = torch.arange(size, device=device)
-        return (position >= size - window).long() + (position >= size - shift).long()
-
-    regions = bands(height)[:, None] * 3 + bands(width)[None, :]
-    regions = partition_windows(regions[None, :, :, None], window)[0, :, :, 0]  # [N, K]
-    apart = regions[:, :, None] != regions[:, None, :]
-    return apart.float() * MASKED_LOGIT
-
-
-class PatchEmbed(nn.Module):
-    """Images [B, 3, height, width] to a map [B, H, W, C] of one token per patch, normalised."""
-
-    def __init__(self, patch_size: int, channels: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(IMAGE_CHANNELS, channels, patch_size, patch_size)
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images that patches do not tile are padded with zeros below and to the right."""
-        height, width = images.shape[2:]
-        pad_bottom, pad_right = -height % self.patch_size, -width % self.patch_size
-        if pad_bottom or pad_right:
-            images = F.pad(images, (0, pad_right, 0, pad_bottom))
-        x = self.proj(images).permute(0, 2, 3, 1)
-        return self.norm(x.to(self.norm.weight.dtype))
-
-
-class PatchMerging(nn.Module):
-    """A map [B, H, W, C] to [B, ⌈H/2⌉, ⌈W/2⌉, 2C]: each 2x2 tokens joined and reduced."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Odd maps are padded with zeros below and to the right."""
-        _, height, width, _ = x.shape
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        # The official order of the four: down the column first.
-        quarters = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
-        return self.reduction(self.norm(torch.cat(quarters, dim=-1))).to(x.dtype)
-
-
-class WindowAttention(nn.Module):
-    """Multi-head attention inside windows, with a learnt bias per relative position (eq. 4)."""
-
-    relative_position_index: Tensor
-
-    def __init__(self, channels: int, heads: int, window: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.register_buffer(
-            "relative_position_index", relative_position_index(window), persistent=False
-        )
-
-    def forward(self, windows: Tensor, window: int, mask: Tensor | None) -> Tensor:
-        """Attend inside each window.
-
-        Args:
-            windows: [B, N, K, C].
-            window: M, at most the one that the table was made for.
-            mask: float [N, K, K] added to the logits of every image and head, or None.
-
-        Returns:
-            [B, N, K, C].
-        """
-        batch, count, tokens, channels = windows.shape
-        qkv = self.qkv(windows).view(batch, count, tokens, 3, self.heads, channels // self.heads)
-        qkv = qkv.permute(3, 0, 1, 4, 2, 5)  # [3, B, N, A, K, D]
-        bias = self.position_bias(window)  # [A, K, K]
-        if mask is None:
-            query, key, value = qkv.flatten(1, 2)  # [B·N, A, K, D]
-        else:
-            # Windows join the heads: the bias then broadcasts over the batch instead of filling it.
-            query, key, value = qkv.flatten(2, 3)  # [B, N·A, K, D]
-            bias = (bias + mask[:, None]).flatten(0, 1)  # [N·A, K, K]
-        # Contiguous: the fused kernels of GPUs refuse other layouts, and torch then says nothing.
-        bias = bias[None].to(query.dtype).contiguous()
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        out = out.view(batch, count, self.heads, tokens, -1).transpose(2, 3)
-        return self.proj(out.reshape(windows.shape))
-
-    def position_bias(self, window: int) -> Tensor:
-        """The table laid out for the tokens of a window of side ``window``: [A, K, K]."""
-        index = self.relative_position_index[:window, :window, :window, :window]
-        bias = self.relative_position_bias_table[index.reshape(-1)]  # [K·K, A]
-        return bias.view(window**2, window**2, self.heads).permute(2, 0, 1)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between, on each token alone."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[…, C] to […, C]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+UNDECAYED_PARTS = ("relative_position_bias_table", "logit_scale", "cpb_mlp")
+"""Parts of names whose parameters the recipes do not decay, whatever their shape."""
 
 
 class Block(nn.Module):
-    """Window attention and a network, each normalised before and added to the residual stream."""
+    """Token mixing in windows, then a network per token, each added to the residual stream.
+
+    V1 and Swin-MLP normalise what goes into either, V2 what comes out.
+
+    Args:
+        shape: the network's.
+        stage: which of its stages the block is in.
+        drop_path: stochastic depth, a fraction.
+        extra_norm: normalise the residual stream after the block (V2 Huge and Giant).
+    """
 
     def __init__(
-        self, channels: int, heads: int, window: int, hidden: int, drop_path: float
+        self, shape: Shape, stage: int, drop_path: float, extra_norm: bool = False
     ) -> None:
         super().__init__()
+        channels, heads = shape.channels[stage], shape.heads[stage]
+        window = stage_maps(shape)[stage].window
         self.drop_path = drop_path
+        self.post_norm = shape.family == "v2"
         self.norm1 = nn.LayerNorm(channels)
-        self.attn = WindowAttention(channels, heads, window)
+        match shape.family:
+            case "v1":
+                self.attn = WindowAttention(channels, heads, window)
+            case "v2":
+                trained = trained_windows(shape)[stage]
+                self.attn = CosineAttention(channels, heads, window, trained)
+            case "mlp":
+                self.attn = None
+                self.spatial_mlp = SpatialMlp(heads, window)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = Mlp(channels, hidden)
+        self.mlp = Mlp(channels, shape.mlp_ratio * channels)
+        self.norm3 = nn.LayerNorm(channels) if extra_norm else None
 
     def forward(
         self, x: Tensor, window: int, shift: int, mask: Tensor | None, scales: Tensor | None
@@ -197,13 +78,19 @@ class Block(nn.Module):
         Args:
             x: the residual stream.
             window: window side, tokens.
-            shift: cyclic shift, tokens; 0 for none.
-            mask: as `shift_mask` makes it, where ``shift`` > 0.
+            shift: shift of the windows, tokens; 0 for none.
+            mask: as `shift_mask` makes it, where an attention's windows are shifted.
             scales: as `draw_scales` makes it.
         """
-        attention_scale, mlp_scale = (None, None) if scales is None else scales
-        x = add_branch(x, self._attend(self.norm1(x), window, shift, mask), attention_scale)
-        return add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
+        mixing_scale, mlp_scale = (None, None) if scales is None else scales
+        if self.post_norm:
+            mixed = self._mix(x, window, shift, mask).to(x.dtype)
+            x = add_branch(x, self.norm1(mixed), mixing_scale)
+            x = add_branch(x, self.norm2(self.mlp(x).to(x.dtype)), mlp_scale)
+        else:
+            x = add_branch(x, self._mix(self.norm1(x), window, shift, mask), mixing_scale)
+            x = add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
+        return x if self.norm3 is None else self.norm3(x)
 
     def draw_scales(self, x: Tensor) -> Tensor | None:
         """Stochastic depth (arXiv 1603.09382): 0 or 1/keep for both branches of each image.
@@ -219,18 +106,14 @@ class Block(nn.Module):
         keep = 1.0 - self.drop_path
         return x.new_empty(2, x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
 
-    def _attend(self, x: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
+    def _mix(self, x: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
         _, height, width, _ = x.shape
-        pad_bottom, pad_right = -height % window, -width % window
-        if pad_bottom or pad_right:
-            x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
-        if shift:
-            x = x.roll((-shift, -shift), dims=(1, 2))
-        windows = self.attn(partition_windows(x, window), window, mask)
-        x = merge_windows(windows, window, height + pad_bottom, width + pad_right)
-        if shift:
-            x = x.roll((shift, shift), dims=(1, 2))
-        return x[:, :height, :width]
+        windows = cut_windows(x, window, shift, cyclic=self.attn is not None)
+        if self.attn is None:
+            windows = self.spatial_mlp(windows)
+        else:
+            windows = self.attn(windows, window, mask)
+        return paste_windows(windows, window, shift, self.attn is not None, height, width)
 
 
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
@@ -250,21 +133,31 @@ class Stage(nn.Module):
         self, shape: Shape, stage: int, drop_path: Sequence[float], recompute: bool
     ) -> None:
         super().__init__()
-        channels, (side, self.window, shift) = shape.channels[stage], stage_maps(shape)[stage]
+        side, self.window, self.shift = stage_maps(shape)[stage]
+        self.shrinks, self.masks = shape.family == "v1", shape.family != "mlp"
         self.recompute = recompute
+        period = shape.extra_norm_every
         self.blocks = nn.ModuleList(
-            Block(channels, shape.heads[stage], self.window, shape.mlp_ratio * channels, rate)
-            for rate in drop_path
+            Block(shape, stage, rate, extra_norm=period > 0 and (index + 1) % period == 0)
+            for index, rate in enumerate(drop_path)
         )
-        self.downsample = PatchMerging(channels) if stage < STAGES - 1 else None
+        self.downsample = (
+            PatchMerging(shape.channels[stage], post_norm=shape.family == "v2")
+            if stage < STAGES - 1
+            else None
+        )
         padded = side + -side % self.window
-        self.mask_shape = (padded, padded, self.window, shift)
-        mask = shift_mask(*self.mask_shape, torch.device("cpu")) if shift else None
+        self.mask_shape = (padded, padded, self.window, self.shift)
+        mask = None
+        if self.masks and self.shift:
+            mask = shift_mask(*self.mask_shape, torch.device("cpu"))
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, H, W, C] to the same, any H and W."""
-        window, shift = fit_window(x.shape[1], x.shape[2], self.window)
+        window, shift = self.window, self.shift
+        if self.shrinks:
+            window, shift = fit_window(x.shape[1], x.shape[2], self.window)
         mask = self._mask_for(x, window, shift)
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)  # noqa: S101 - for the type checker
@@ -281,7 +174,7 @@ class Stage(nn.Module):
         """The kept mask where the map is the one trained on, else one made for this map."""
         _, height, width, _ = x.shape
         mask_shape = (height + -height % window, width + -width % window, window, shift)
-        if shift == 0 or mask_shape == self.mask_shape:
+        if shift == 0 or not self.masks or mask_shape == self.mask_shape:
             return self.mask if shift else None
         return shift_mask(*mask_shape, x.device)
 
@@ -328,12 +221,19 @@ class Swin(nn.Module):
         return tuple(x.permute(0, 3, 1, 2) for x in self._stage_outputs(images))
 
     def no_weight_decay_names(self) -> set[str]:
-        """Parameters the recipe does not decay: norms, biases and relative position tables."""
+        """Parameters the recipes do not decay: norms, biases, and whatever biases the attention.
+
+        That is V1's relative position tables, and V2's bias networks and logit scales.
+        """
         return {
             name
             for name, parameter in self.named_parameters()
-            if parameter.ndim < 2 or name.endswith("relative_position_bias_table")
+            if parameter.ndim < 2 or any(part in name for part in UNDECAYED_PARTS)
         }
+
+    def layer_depths(self) -> dict[str, int]:
+        """Depth of each parameter for layer-wise decay of the learning rate, see `layer_depth`."""
+        return {name: layer_depth(name, self.shape) for name, _ in self.named_parameters()}
 
     def _stage_outputs(self, images: Tensor) -> list[Tensor]:
         x, outputs = self.patch_embed(images), []

@@ -1,5 +1,8 @@
 """Start a model from another one's weights: other windows, other classes, the same network.
 
+V1's position bias tables are interpolated to another window. V2's bias networks are taken as they
+are, with the unit of distance they were trained with. A Swin-MLP's windows cannot change.
+
 Head rows are matched by WordNet id, never by index: at least four class orders of ImageNet-22K are
 in use, and a wrong one picks a wrong row without any error.
 """
@@ -13,13 +16,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.config.schema import ModelConfig
 from pretrain.errors import ModelError
 from pretrain.models.swin import Swin
+from pretrain.models.variants import PerStage, shape_of, trained_windows
 
 DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")
 """Last parts of the names of buffers that other implementations save; made anew here."""
 TABLE = "relative_position_bias_table"
 HEAD = ("head.weight", "head.bias")
+SPATIAL = ".spatial_mlp."
+FAMILIES = {
+    "v1": ("Swin V1", "swin_*", f".attn.{TABLE}"),
+    "v2": ("Swin V2", "swinv2_*", ".attn.logit_scale"),
+    "mlp": ("Swin-MLP", "swin_mlp_*", f"{SPATIAL}weight"),
+}
+"""Per family: its name, its variants, and how a parameter that only it has ends."""
 SHOWN_NAMES = 8
 
 
@@ -36,6 +48,8 @@ class TransferReport:
         mapped_classes: classes whose row came from the source by id.
         fresh_classes: class ids that start from zeros.
         unused_classes: classes of the source whose row was left out.
+        bias_windows: V2: window sides whose offsets are the position bias's unit; else None.
+        bias_windows_known: whether the source said that it was trained with these.
     """
 
     copied: tuple[str, ...]
@@ -46,12 +60,18 @@ class TransferReport:
     mapped_classes: int
     fresh_classes: tuple[str, ...]
     unused_classes: int
+    bias_windows: PerStage | None = None
+    bias_windows_known: bool = False
 
     def lines(self) -> list[str]:
         """The report for people, one sentence a line."""
         said = [f"{len(self.copied)} parameters copied"]
         if self.resized:
             said.append(f"{len(self.resized)} relative position bias tables resized (bicubic)")
+        if self.bias_windows is not None:
+            windows = " ".join(str(window) for window in self.bias_windows)
+            doubt = "" if self.bias_windows_known else "; the source does not say what its own were"
+            said.append(f"position bias networks kept, as trained with windows {windows}{doubt}")
         if self.dropped:
             said.append(f"{len(self.dropped)} derived buffers of the source dropped")
         head = f"head {self.head}"
@@ -71,6 +91,7 @@ def transfer(
     source_classes: Sequence[str] | None,
     model: Swin,
     target_classes: Sequence[str],
+    source_model: ModelConfig | None = None,
 ) -> TransferReport:
     """Copy ``weights`` into ``model``, in place, fitting windows and classes.
 
@@ -83,16 +104,24 @@ def transfer(
         source_classes: class ids in the order of the source's head rows; None if unknown.
         model: the model to fill.
         target_classes: class ids in the order of the model's head rows.
+        source_model: the config of the source's network; None if unknown. It says the windows that
+            a V2's position bias was trained with, which the weights do not show.
 
     Raises:
-        ModelError: a class list that does not match its head or repeats an id, or parameters that
-            are missing, unexpected, of another shape or not finite: all of them, by kind.
+        ModelError: another family's weights; a class list that does not match its head or repeats
+            an id; a position bias trained with other windows than the model's config says; or
+            parameters that are missing, unexpected, of another shape or not finite: all of them, by
+            kind.
     """
     dropped = [name for name in weights if name.rpartition(".")[2] in DERIVED]
     source = {name: tensor for name, tensor in weights.items() if name not in set(dropped)}
     target = dict(model.named_parameters())
     has_head = any(name in source for name in HEAD)
+    _check_family(source, model)
     _check_fit(source, target, has_head)
+    bias_windows = trained_windows(model.shape) if model.shape.family == "v2" else None
+    if bias_windows is not None and source_model is not None:
+        _check_windows(trained_windows(shape_of(source_model)), bias_windows)
     _check_classes("target", target_classes, target["head.weight"].shape[0])
     if source_classes is not None and has_head:
         _check_classes("source", source_classes, source["head.weight"].shape[0])
@@ -120,6 +149,8 @@ def transfer(
         mapped_classes=mapped,
         fresh_classes=tuple(fresh),
         unused_classes=len(source_classes) - mapped if source_classes and head == "mapped" else 0,
+        bias_windows=bias_windows,
+        bias_windows_known=source_model is not None,
     )
 
 
@@ -178,6 +209,27 @@ def _check_classes(which: str, classes: Sequence[str], rows: int) -> None:
         )
 
 
+def _check_family(source: Mapping[str, Tensor], model: Swin) -> None:
+    """Refuse another family's weights by name: listing every parameter would hide the reason."""
+    own, variants, _ = FAMILIES[model.shape.family]
+    for family, (other, other_variants, ending) in FAMILIES.items():
+        found = [name for name in source if name.endswith(ending)]
+        if found and family != model.shape.family:
+            raise ModelError(
+                f"weights: are a {other}'s ({found[0]}), expected a {own}'s, which the model is; "
+                f"give one of {other_variants} as model.variant, or weights of {variants}"
+            )
+
+
+def _check_windows(source: PerStage, target: PerStage) -> None:
+    if source != target:
+        raise ModelError(
+            f"model.pretrained_window_sizes: the weights' position bias was trained with windows "
+            f"of {list(source)} tokens, got {list(target)} (the model's own where it names none); "
+            f"give model.pretrained_window_sizes={list(source)}"
+        )
+
+
 def _check_fit(source: Mapping[str, Tensor], target: Mapping[str, Tensor], has_head: bool) -> None:
     """Refuse weights that are not this network's, naming everything that does not fit."""
     shared = [name for name in target if name in source]
@@ -195,6 +247,8 @@ def _check_fit(source: Mapping[str, Tensor], target: Mapping[str, Tensor], has_h
         "not finite": [name for name in shared if not bool(torch.isfinite(source[name]).all())],
     }
     found = [f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
+    if any(SPATIAL in name for name in problems["of another shape"]):
+        found.append("a Swin-MLP's weights fit one window only: keep the source's image and window")
     if found:
         raise ModelError(
             "weights: do not fit the model; expected the official Swin names and this variant's "

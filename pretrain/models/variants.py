@@ -1,10 +1,9 @@
-"""Shapes of the published Swin models, and what they cost, without torch.
+"""Shapes of the published Swin models, without torch.
 
-Letters: C channels, L tokens of a map, M window side, K = M·M, A heads, Y classes.
-Source: Swin Transformer (arXiv 2103.14030), section 3 and its table 7.
+Sources: Swin Transformer (arXiv 2103.14030), section 3 and its table 7; Swin Transformer V2 (arXiv
+2111.09883), section 3.5; Swin-MLP, official repository.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,23 +14,49 @@ STAGES = 4
 IMAGE_CHANNELS = 3
 PATCH_SIZE = 4
 MLP_RATIO = 4
-COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
-"""Bytes of a scalar inside a block, per precision."""
+BIAS_NETWORK_CHANNELS = 512
+"""Hidden channels of V2's continuous position bias network (official implementation)."""
+
+Family = Literal["v1", "v2", "mlp"]
+PerStage = tuple[int, int, int, int]
+NO_WINDOWS: PerStage = (0, 0, 0, 0)
 
 
 class Variant(NamedTuple):
-    """A row of the paper's table: first-stage channels, blocks and heads of each stage."""
+    """A row of the papers' tables.
 
+    Attributes:
+        family: which network: what mixes the tokens of a window, and where the norms are.
+        embed_dim: channels of the first stage.
+        depths: blocks of each stage.
+        heads: heads of each stage.
+        extra_norm_every: blocks of a stage between norms of the residual stream; 0 for none.
+    """
+
+    family: Family
     embed_dim: int
-    depths: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
+    depths: PerStage
+    heads: PerStage
+    extra_norm_every: int = 0
 
 
 VARIANTS = {
-    "swin_t": Variant(96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "swin_s": Variant(96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "swin_b": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32)),
-    "swin_l": Variant(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    "swin_t": Variant("v1", 96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_s": Variant("v1", 96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_b": Variant("v1", 128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swin_l": Variant("v1", 192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    "swinv2_t": Variant("v2", 96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swinv2_s": Variant("v2", 96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swinv2_b": Variant("v2", 128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swinv2_l": Variant("v2", 192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    # The paper gives no heads of these two; 32 channels each in the Giant, as in all the others.
+    "swinv2_h": Variant("v2", 352, (2, 2, 18, 2), (8, 16, 32, 64), extra_norm_every=6),
+    "swinv2_g": Variant("v2", 512, (2, 2, 42, 4), (16, 32, 64, 128), extra_norm_every=6),
+    # C6, C12, C24: channels of a head.
+    "swin_mlp_t_c6": Variant("mlp", 96, (2, 2, 6, 2), (16, 32, 64, 128)),
+    "swin_mlp_t_c12": Variant("mlp", 96, (2, 2, 6, 2), (8, 16, 32, 64)),
+    "swin_mlp_t_c24": Variant("mlp", 96, (2, 2, 6, 2), (4, 8, 16, 32)),
+    "swin_mlp_b": Variant("mlp", 128, (2, 2, 18, 2), (4, 8, 16, 32)),
 }
 
 
@@ -49,20 +74,27 @@ class Shape:
         drop_path: stochastic depth of the last block, a fraction; earlier blocks rise to it from 0.
         patch_size: side of a patch, pixels.
         mlp_ratio: hidden channels of a block's network, over its channels.
+        family: see `Variant`.
+        pretrained_window_sizes: V2: window side of each stage that the position bias was trained
+            with, tokens; 0 where it is this model's own.
+        extra_norm_every: see `Variant`.
     """
 
     embed_dim: int
-    depths: tuple[int, int, int, int]
-    heads: tuple[int, int, int, int]
+    depths: PerStage
+    heads: PerStage
     image_size: int
     window_size: int
     num_classes: int
     drop_path: float = 0.0
     patch_size: int = PATCH_SIZE
     mlp_ratio: int = MLP_RATIO
+    family: Family = "v1"
+    pretrained_window_sizes: PerStage = NO_WINDOWS
+    extra_norm_every: int = 0
 
     @property
-    def channels(self) -> tuple[int, int, int, int]:
+    def channels(self) -> PerStage:
         """Channels of each stage."""
         first = self.embed_dim
         return (first, 2 * first, 4 * first, 8 * first)
@@ -80,7 +112,8 @@ def shape_of(model: ModelConfig) -> Shape:
     """The variant's row, with the fields that the config overrides.
 
     Raises:
-        ConfigError: some stage's heads do not divide its channels.
+        ConfigError: some stage's heads do not divide its channels, or windows of an earlier
+            training are given to a network whose position bias does not depend on them.
     """
     variant = VARIANTS[model.variant]
     shape = Shape(
@@ -91,7 +124,15 @@ def shape_of(model: ModelConfig) -> Shape:
         window_size=model.window_size,
         num_classes=model.num_classes,
         drop_path=model.drop_path,
+        family=variant.family,
+        pretrained_window_sizes=model.pretrained_window_sizes,
+        extra_norm_every=variant.extra_norm_every,
     )
+    if shape.family != "v2" and shape.pretrained_window_sizes != NO_WINDOWS:
+        raise ConfigError(
+            f"model.pretrained_window_sizes: got {list(shape.pretrained_window_sizes)} for "
+            f"{model.variant}; only swinv2_* variants have them; leave the field out"
+        )
     for stage, (channels, heads) in enumerate(zip(shape.channels, shape.heads, strict=True)):
         if channels % heads:
             raise ConfigError(
@@ -126,6 +167,38 @@ def stage_maps(shape: Shape) -> list[StageMap]:
     return maps
 
 
+def trained_windows(shape: Shape) -> PerStage:
+    """V2: the window side, in tokens, that each stage's position bias takes its unit from."""
+    maps, earlier = stage_maps(shape), shape.pretrained_window_sizes
+    first, second, third, fourth = (
+        known or stage_map.window for known, stage_map in zip(earlier, maps, strict=True)
+    )
+    return first, second, third, fourth
+
+
+def layer_depth(name: str, shape: Shape) -> int:
+    """Depth of a parameter for layer-wise decay of the learning rate (arXiv 2111.09886's code).
+
+    Returns:
+        0 for the patch embedding, then 1 for the first block and one more for each block after it;
+        a patch merging has the depth of the block before it; the final norm and the head come last.
+
+    Example:
+        >>> shape = Shape(96, (2, 2, 6, 2), (3, 6, 12, 24), 224, 7, 1000)
+        >>> layer_depth("layers.1.blocks.0.norm1.weight", shape), layer_depth("head.bias", shape)
+        (3, 13)
+    """
+    part, *rest = name.split(".")
+    if part == "patch_embed":
+        return 0
+    if part != "layers":
+        return sum(shape.depths) + 1
+    stage = int(rest[0])
+    if rest[1] == "blocks":
+        return sum(shape.depths[:stage]) + int(rest[2]) + 1
+    return sum(shape.depths[: stage + 1])
+
+
 def check_image_size(shape: Shape) -> None:
     """Refuse an image size whose maps the windows do not tile: it would train on padding.
 
@@ -156,95 +229,3 @@ def _is_tiled(last_side: int, window_size: int) -> bool:
     """Whether windows tile every stage's map, given the last stage's (at least 1)."""
     sides = [last_side * 2**power for power in range(STAGES)]
     return last_side > 0 and all(s <= window_size or s % window_size == 0 for s in sides)
-
-
-def count_parameters(shape: Shape) -> int:
-    """Trainable scalars of the whole model, head included."""
-    patch_embed = IMAGE_CHANNELS * shape.patch_size**2 * shape.embed_dim + 3 * shape.embed_dim
-    total = patch_embed
-    for stage, (channels, stage_map) in enumerate(
-        zip(shape.channels, stage_maps(shape), strict=True)
-    ):
-        bias_table = (2 * stage_map.window - 1) ** 2 * shape.heads[stage]
-        attention = 4 * channels**2 + 4 * channels + bias_table
-        hidden = shape.mlp_ratio * channels
-        mlp = 2 * channels * hidden + hidden + channels
-        norms = 4 * channels
-        total += shape.depths[stage] * (attention + mlp + norms)
-        if stage < STAGES - 1:
-            total += 2 * 4 * channels + 4 * channels * 2 * channels
-    last = shape.channels[-1]
-    return total + 2 * last + last * shape.num_classes + shape.num_classes
-
-
-def count_forward_macs(shape: Shape) -> int:
-    """Multiply-adds of one image's forward pass: the matrix products, as published "FLOPs" are.
-
-    A training step costs about three times as many (forward, and twice that backward).
-    """
-    first_tokens = stage_maps(shape)[0].side ** 2
-    total = first_tokens * IMAGE_CHANNELS * shape.patch_size**2 * shape.embed_dim
-    for stage, (channels, stage_map) in enumerate(
-        zip(shape.channels, stage_maps(shape), strict=True)
-    ):
-        tokens = stage_map.side**2
-        padded = _padded_tokens(stage_map)
-        projections = padded * 4 * channels**2
-        attention = 2 * padded * stage_map.window**2 * channels
-        mlp = tokens * 2 * shape.mlp_ratio * channels**2
-        total += shape.depths[stage] * (projections + attention + mlp)
-        if stage < STAGES - 1:
-            merged = (-(-stage_map.side // 2)) ** 2
-            total += merged * 4 * channels * 2 * channels
-    return total + shape.channels[-1] * shape.num_classes
-
-
-def _padded_tokens(stage_map: StageMap) -> int:
-    """Tokens of a map after padding to whole windows."""
-    return (stage_map.side + -stage_map.side % stage_map.window) ** 2
-
-
-def activation_bytes_per_image(
-    shape: Shape,
-    precision: Literal["bf16", "fp32"],
-    activation_checkpointing: Sequence[str] = ("none",) * STAGES,
-) -> int:
-    """Estimate of the bytes that one image's forward pass keeps for its backward pass.
-
-    Counts what torch saves with its memory-efficient attention kernel, and once the largest block
-    that is recomputed, since it is alive during the backward pass. Weights, their low-precision
-    copies and the loss are not counted.
-
-    Args:
-        shape: the model.
-        precision: bf16 is autocast, where the residual stream stays fp32.
-        activation_checkpointing: per stage "none" or "full" (recompute each block).
-    """
-    compute = COMPUTE_BYTES[precision]
-    maps = stage_maps(shape)
-    total = IMAGE_CHANNELS * shape.image_size**2 * compute  # images, for the patch projection
-    total += (maps[0].side ** 2 * shape.channels[0] + maps[-1].side ** 2 * shape.channels[-1]) * 4
-    largest_recomputed = 0
-    for stage, (channels, stage_map) in enumerate(zip(shape.channels, maps, strict=True)):
-        blocks = [
-            _block_bytes(shape, stage, compute, bool(j % 2)) for j in range(shape.depths[stage])
-        ]
-        if activation_checkpointing[stage] == "full":
-            total += len(blocks) * stage_map.side**2 * channels * 4
-            largest_recomputed = max(largest_recomputed, *blocks)
-        else:
-            total += sum(blocks)
-        if stage < STAGES - 1:
-            total += maps[stage + 1].side ** 2 * 4 * channels * (4 + compute)
-    return total + largest_recomputed
-
-
-def _block_bytes(shape: Shape, stage: int, compute: int, odd: bool) -> int:
-    """What a block saves: the inputs of its norms in fp32, of its products in ``compute`` bytes."""
-    stage_map, channels = stage_maps(shape)[stage], shape.channels[stage]
-    tokens, padded = stage_map.side**2, _padded_tokens(stage_map)
-    # Input of qkv; q, k, v; output, which shifted windows copy before its projection.
-    copies = 6 if odd and stage_map.shift else 5
-    attention = padded * (copies * channels * compute + 4 * shape.heads[stage])
-    mlp = tokens * channels * compute * (1 + 2 * shape.mlp_ratio)
-    return 2 * tokens * channels * 4 + attention + mlp

@@ -8,13 +8,8 @@ from pretrain.augment.policy import parse_policy
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import Manifest
 from pretrain.errors import ConfigError
-from pretrain.models.variants import (
-    Shape,
-    check_image_size,
-    count_forward_macs,
-    count_parameters,
-    shape_of,
-)
+from pretrain.models.cost import count_forward_macs, count_parameters
+from pretrain.models.variants import Shape, check_image_size, shape_of
 from pretrain.plan.cost import Cost, estimate_cost
 from pretrain.plan.memory import memory_bytes_per_rank
 from pretrain.plan.resources import Resources

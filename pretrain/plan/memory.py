@@ -1,7 +1,8 @@
 """Memory of one rank by part, for each ZeRO stage."""
 
 from pretrain.config.schema import EngineConfig
-from pretrain.models.variants import Shape, activation_bytes_per_image, count_parameters
+from pretrain.models.cost import activation_bytes_per_image, count_parameters
+from pretrain.models.variants import Shape
 
 _FP32_BYTES = 4
 _BF16_BYTES = 2

@@ -281,10 +281,10 @@ def evaluation_between(world: World, stage: int) -> bool:
     return all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
-def swin(world: World, stage: int, checkpointing: str) -> list[float]:
+def swin(world: World, stage: int, checkpointing: str, variant: str = "swin_t") -> list[float]:
     """Losses of a real Swin, small, under autocast with stochastic depth."""
     config = ModelConfig(
-        variant="swin_t", image_size=64, window_size=4, num_classes=CLASSES, drop_path=0.2,
+        variant=variant, image_size=64, window_size=4, num_classes=CLASSES, drop_path=0.2,
         embed_dim=32, depths=(1, 2, 1, 1), heads=(1, 2, 2, 4),
     )  # fmt: skip
     torch.manual_seed(5)
@@ -332,6 +332,11 @@ def suite(world: World, stages: list[int]) -> dict[str, Any]:
             f"{stage} {checkpointing}": swin(world, stage, checkpointing)
             for stage in stages
             for checkpointing in ("none", "full")
+        },
+        "families": {
+            f"{variant} {stage}": swin(world, stage, "full" if stage == 3 else "none", variant)
+            for variant in ("swinv2_t", "swin_mlp_t_c24")
+            for stage in (1, 3)
         },
     }
 

@@ -111,6 +111,13 @@ def test_swin_recomputing_activations_changes_nothing(suite):
     assert losses["1 none"][0] != losses["1 none"][2]
 
 
+@pytest.mark.parametrize("variant", ["swinv2_t", "swin_mlp_t_c24"])
+def test_the_other_families_train_the_same_with_parameters_divided_or_whole(suite, variant):
+    whole, divided = (suite["families"][f"{variant} {stage}"] for stage in (1, 3))
+    assert max(map(abs, _minus(whole, divided))) < 2e-3
+    assert whole[0] != whole[2]
+
+
 def _minus(left: list[float], right: list[float]) -> list[float]:
     return [a - b for a, b in zip(left, right, strict=True)]
 

@@ -114,6 +114,7 @@ def test_the_shuffle_report_fetches_indices_only(data, proxy, published, capsys)
     assert not any(name.endswith(".tar") for name in proxy.requests)
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_same_from_a_url(data, published, proxy, tmp_path):
     losses = []
     for name, path in (("local", str(published / "set")), ("remote", data.path)):

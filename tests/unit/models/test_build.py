@@ -50,3 +50,27 @@ def test_the_config_reaches_the_network():
 def test_heads_are_checked():
     with pytest.raises(ConfigError, match="heads"):
         build(MODEL.model_copy(update={"heads": (5, 6, 12, 24)}))
+
+
+@pytest.mark.parametrize("variant", ["swinv2_t", "swin_mlp_t_c24"])
+def test_the_other_families_are_initialised_as_published(variant):
+    torch.manual_seed(0)
+    heads = {"swinv2_t": (3, 3, 6, 6), "swin_mlp_t_c24": (2, 4, 8, 16)}[variant]
+    model = build(MODEL.model_copy(update={"variant": variant, "heads": heads}))
+    identity = variant == "swinv2_t"
+    for name, parameter in model.named_parameters():
+        if "blocks" in name and "norm" in name:
+            one = name.endswith("weight") and not identity
+            assert (parameter == float(one)).all(), name
+        elif name.endswith("logit_scale"):
+            assert torch.allclose(parameter.exp(), torch.tensor(10.0))
+        elif name.endswith("bias") and "patch_embed" not in name:
+            assert (parameter == 0).all(), name
+        elif "norm" not in name and "patch_embed" not in name:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.2), name
+
+
+def test_a_new_v2_network_passes_the_residual_stream_through_its_blocks():
+    model = build(MODEL.model_copy(update={"variant": "swinv2_t"}))
+    block, x = model.layers[0].blocks[0], torch.randn(1, 16, 16, 48)
+    assert torch.equal(block(x, 4, 0, None, None), x)

@@ -2,9 +2,10 @@ import re
 
 import pytest
 import torch
-from tiny_swin import randomized, tiny_shape
+from tiny_swin import FAMILIES, randomized, tiny_shape
 from torch.nn import functional as F
 
+from pretrain.config.schema import ModelConfig
 from pretrain.errors import ModelError
 from pretrain.models.swin import Swin
 from pretrain.models.transfer import resize_bias_table, transfer
@@ -21,11 +22,11 @@ def target_model(num_classes: int = 5, **shape) -> Swin:
     return randomized(Swin(tiny_shape(num_classes=num_classes, **shape)), seed=4)
 
 
-def refusal(weights, source_classes, model, target_classes) -> str:
+def refusal(weights, source_classes, model, target_classes, source_model=None) -> str:
     """The error's text, after checking that the model was left alone."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ModelError) as caught:
-        transfer(weights, source_classes, model, target_classes)
+        transfer(weights, source_classes, model, target_classes, source_model)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     return str(caught.value)
@@ -110,6 +111,55 @@ def test_resizing_keeps_constants_heads_and_axes():
     assert torch.allclose(resized[11, 11], torch.tensor([1.0, 6.0, 6.0]), atol=1e-5)
     assert (resized[1:, 5, 1] > resized[:-1, 5, 1]).all()
     assert torch.equal(resize_bias_table(table, 13), table)
+
+
+V2_SOURCE = ModelConfig(variant="swinv2_t", image_size=192, window_size=12, num_classes=9)
+
+
+def test_v2_weights_move_to_a_larger_window_with_the_unit_they_were_trained_with():
+    weights = source_weights(image_size=192, window_size=12, family="v2")
+    larger = {"image_size": 384, "window_size": 24, "family": "v2"}
+    model = target_model(9, **larger, pretrained_window_sizes=(12, 12, 12, 6))
+    report = transfer(weights, WIDE, model, WIDE, V2_SOURCE)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert report.resized == ()
+    assert "position bias networks kept, as trained with windows 12 12 12 6" in report.lines()
+    report = transfer(weights, WIDE, model, WIDE)
+    assert report.lines()[1].endswith("; the source does not say what its own were")
+
+    before = Swin(tiny_shape(192, 12, 9, family="v2"))
+    before.load_state_dict(weights)
+    old = before.layers[0].blocks[0].attn.position_bias(12).view(-1, 12, 12, 12, 12)
+    new = model.layers[0].blocks[0].attn.position_bias(24).view(-1, 24, 24, 24, 24)
+    assert torch.allclose(new[:, :12, :12, :12, :12], old, atol=1e-5)
+
+
+def test_v2_weights_are_refused_where_the_config_says_other_windows():
+    weights = source_weights(image_size=192, window_size=12, family="v2")
+    model = target_model(9, image_size=384, window_size=24, family="v2")
+    message = refusal(weights, WIDE, model, WIDE, V2_SOURCE)
+    assert "trained with windows of [12, 12, 12, 6] tokens, got [24, 24, 24, 12]" in message
+    assert message.endswith("give model.pretrained_window_sizes=[12, 12, 12, 6]")
+
+
+@pytest.mark.parametrize("source", FAMILIES)
+@pytest.mark.parametrize("target", FAMILIES)
+def test_another_familys_weights_are_refused_by_name(source, target):
+    names = {"v1": "Swin V1", "v2": "Swin V2", "mlp": "Swin-MLP"}
+    weights, model = source_weights(family=source), target_model(9, family=target)
+    if source == target:
+        assert transfer(weights, WIDE, model, WIDE).head == "copied"
+        return
+    message = refusal(weights, WIDE, model, WIDE)
+    assert f"weights: are a {names[source]}'s (layers.0.blocks.0." in message
+    assert f"expected a {names[target]}'s" in message
+
+
+def test_swin_mlp_weights_of_another_window_are_refused_with_the_reason():
+    weights = source_weights(family="mlp", window_size=4)
+    message = refusal(weights, WIDE, target_model(9, family="mlp", window_size=2), WIDE)
+    assert "of another shape: layers.0.blocks.0.spatial_mlp.weight (got 16x16x1" in message
+    assert message.splitlines()[-1].startswith("  a Swin-MLP's weights fit one window only")
 
 
 def test_derived_buffers_of_other_implementations_are_dropped():

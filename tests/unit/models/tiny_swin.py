@@ -3,11 +3,18 @@
 import torch
 
 from pretrain.models.swin import Swin
-from pretrain.models.variants import Shape
+from pretrain.models.variants import NO_WINDOWS, Family, PerStage, Shape
+
+FAMILIES = ("v1", "v2", "mlp")
 
 
 def tiny_shape(
-    image_size: int = 64, window_size: int = 4, num_classes: int = 5, drop_path: float = 0.0
+    image_size: int = 64,
+    window_size: int = 4,
+    num_classes: int = 5,
+    drop_path: float = 0.0,
+    family: Family = "v1",
+    pretrained_window_sizes: PerStage = NO_WINDOWS,
 ) -> Shape:
     return Shape(
         embed_dim=12,
@@ -17,16 +24,20 @@ def tiny_shape(
         window_size=window_size,
         num_classes=num_classes,
         drop_path=drop_path,
+        family=family,
+        pretrained_window_sizes=pretrained_window_sizes,
     )
 
 
 def randomized(model: Swin, seed: int = 0) -> Swin:
-    """Draw every parameter, so that biases, norms and position tables all matter."""
+    """Draw every parameter, so that biases, norms and position biases all matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             scale = 0.5 if name.endswith("table") else 1 / max(parameter[0].numel(), 4) ** 0.5
             offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            if name.endswith("logit_scale"):
+                scale, offset = 1.5, 3.5  # some heads above the clamp, which is at 4.6
             parameter.copy_(drawn * scale + offset)
     return model

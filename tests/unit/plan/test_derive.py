@@ -7,6 +7,7 @@ import pytest
 from pretrain.config.load import load_run
 from pretrain.data.manifest import Manifest, Shard, Split
 from pretrain.errors import ConfigError
+from pretrain.models.variants import VARIANTS
 from pretrain.plan.derive import make_plan, split_batch
 from pretrain.plan.render import render
 from pretrain.plan.resources import resources_of
@@ -58,6 +59,25 @@ def test_the_published_recipes_have_their_figures(name):
     assert plan.warmup_steps == warmup * steps
     assert (plan.peak_lr, plan.warmup_lr, plan.min_lr) == (peak, start, floor)
     assert plan.parameters == parameters
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_can_be_planned(variant):
+    shape = ["model.image_size=192", "model.window_size=12", "engine.zero_stage=1"]
+    plan = plan_of("swin_l_22k", [f"model.variant={variant}", *shape])
+    assert plan.memory["parameters"] == 4 * plan.parameters
+    assert plan.memory["activations"] > 0
+    assert plan.cost.exaflop > 0
+
+
+def test_the_giant_needs_its_parameters_divided():
+    """3.0 billion parameters: 48 GB of weights, gradients and optimizer state in fp32."""
+    giant = ["model.variant=swinv2_g", "model.image_size=192", "model.window_size=12"]
+    whole, divided = (
+        plan_of("swin_l_22k", [*giant, f"engine.zero_stage={stage}"]).memory for stage in (1, 3)
+    )
+    assert whole["parameters"] + whole["gradients"] == 8 * 3_087_326_257
+    assert divided["parameters"] * 32 == pytest.approx(whole["parameters"])
 
 
 def test_the_flagship_costs_what_was_computed_for_it():
