@@ -72,7 +72,11 @@ def verify(loaded: Loaded, destination: Path, target: Target) -> str:
 
 
 def _read_back(loaded: Loaded, destination: Path) -> str:
-    again = load(destination, image_size=loaded.model.image_size)
+    again = load(
+        destination,
+        image_size=loaded.model.image_size,
+        window_size=loaded.model.window_size if loaded.family == "swinv2" else None,
+    )
     same = again.tensors.keys() == loaded.tensors.keys() and all(
         torch.equal(again.tensors[name], tensor) for name, tensor in loaded.tensors.items()
     )
@@ -143,12 +147,17 @@ def _open_timm(_loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]
 
 def _open_torchvision(loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]:
     from torchvision.models.swin_transformer import (  # type: ignore[import-not-found]
+        PatchMergingV2,
         SwinTransformer,
+        SwinTransformerBlockV2,
     )
 
     from pretrain.convert.contents import read_contents
 
     shape = shape_of(loaded.model)
+    second: dict[str, Any] = {}
+    if loaded.family == "swinv2":
+        second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
     network = SwinTransformer(
         patch_size=[shape.patch_size] * 2,
         embed_dim=shape.embed_dim,
@@ -156,6 +165,7 @@ def _open_torchvision(loaded: Loaded, destination: Path) -> Callable[[Tensor], T
         num_heads=list(shape.heads),
         window_size=[shape.window_size] * 2,
         num_classes=shape.num_classes,
+        **second,
     ).eval()
     network.load_state_dict(read_contents(destination).objects)
     return lambda images: network.to(images.dtype)(images)

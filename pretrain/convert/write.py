@@ -107,6 +107,10 @@ def write(
 
 def _check_windows(loaded: Loaded, target: Target) -> None:
     windows = {stage.window for stage in stage_maps(shape_of(loaded.model))}
+    if target == "torchvision" and any(shape_of(loaded.model).pretrained_window_sizes):
+        raise ModelError("torchvision: has no windows of an earlier training; write timm")
+    if target == "huggingface" and loaded.family == "swinv2":
+        return
     if target in _ONE_WINDOW and len(windows) > 1:
         raise ModelError(
             f"{target}: has one window size for all stages, this model's are "
