@@ -13,6 +13,7 @@ _TARGETS = (
     "torchvision",
     "mmdetection",
     "safetensors",
+    "onnx",
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.convert.graph import open_onnx
 from pretrain.convert.read import Loaded, load
 from pretrain.convert.write import Target
 from pretrain.errors import ModelError
@@ -25,6 +26,7 @@ _LIBRARIES: dict[Target, str] = {
     "huggingface": "transformers",
     "torchvision": "torchvision",
     "mmdetection": "mmdet",
+    "onnx": "onnxruntime",
 }
 
 
@@ -48,10 +50,11 @@ def verify(loaded: Loaded, destination: Path, target: Target) -> str:
     if library is None:
         return _read_back(loaded, destination)
     if importlib.util.find_spec(library) is None:
-        return f"not verified: {library} is not installed here; {_read_back(loaded, destination)}"
+        read_back = "" if target == "onnx" else f"; {_read_back(loaded, destination)}"
+        return f"not verified: {library} is not installed here{read_back}"
     if target == "mmdetection":
         return f"not verified: detectors have no logits; {_read_back(loaded, destination)}"
-    openers = {"timm": _open_timm, "huggingface": _open_huggingface}
+    openers = {"timm": _open_timm, "huggingface": _open_huggingface, "onnx": _open_graph}
     opener = openers.get(target, _open_torchvision)
     try:
         theirs = opener(loaded, destination)
@@ -67,6 +70,7 @@ def verify(loaded: Loaded, destination: Path, target: Target) -> str:
             (torch.float32, FP32_TOLERANCE),
             (torch.float64, FP64_TOLERANCE),
         )
+        if target != "onnx" or dtype == torch.float32  # the graph computes in no other
     ]
     return f"verified in {library}: {', '.join(said)}"
 
@@ -143,6 +147,10 @@ def _open_timm(_loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]
 
     network = timm.create_model(f"local-dir:{destination}", pretrained=True).eval()
     return lambda images: network.to(images.dtype)(images)
+
+
+def _open_graph(_loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]:
+    return open_onnx(destination)
 
 
 def _open_torchvision(loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]:
