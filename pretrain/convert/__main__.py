@@ -13,6 +13,7 @@ _TARGETS = (
     "torchvision",
     "mmdetection",
     "safetensors",
+    "onnx",
 )
 
 
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
 
     source, destination = Path(options.source), Path(options.destination)
     check_destination(destination, options.to)
-    loaded = load(source, choice=options.weights, image_size=options.image_size)
+    loaded = load(
+        source, choice=options.weights, image_size=options.image_size, window_size=options.window
+    )
     if options.classes is not None:
         rows = loaded.model.num_classes
         loaded = loaded._replace(labels=read_labels(Path(options.classes), rows))
@@ -73,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="trained on, where SRC does not say"
+    )
+    parser.add_argument(
+        "--window", type=int, metavar="TOKENS", help="window side of V2, where SRC does not say"
     )
     parser.add_argument(
         "--classes",

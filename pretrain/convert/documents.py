@@ -5,7 +5,8 @@ from typing import Any
 
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.labels import Labels, unique_names
-from pretrain.models.variants import MLP_RATIO, VARIANTS, Shape, count_parameters, shape_of
+from pretrain.models.cost import count_parameters
+from pretrain.models.variants import MLP_RATIO, VARIANTS, Shape, shape_of
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -24,6 +25,7 @@ _TIMM_SIZES = {
 }
 """Window and image sizes that timm has an entry for."""
 _NORM_EPS = 1e-5
+_PAPERS = {"v1": "2103.14030", "v2": "2111.09883", "mlp": "2103.14030"}
 
 
 def preprocessing_of(model: ModelConfig, given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -89,9 +91,11 @@ def huggingface_config(model: ModelConfig, labels: Labels, *, has_head: bool) ->
     """The config.json of transformers' Swin; ``class_ids`` is ours and ignored there."""
     shape = shape_of(model)
     names = unique_names(labels, model.num_classes) if has_head else []
+    second = shape.family == "v2"
+    kind = "Swinv2" if second else "Swin"
     config: dict[str, Any] = {
-        "model_type": "swin",
-        "architectures": ["SwinForImageClassification" if has_head else "SwinModel"],
+        "model_type": kind.lower(),
+        "architectures": [f"{kind}ForImageClassification" if has_head else f"{kind}Model"],
         "image_size": shape.image_size,
         "patch_size": shape.patch_size,
         "num_channels": 3,
@@ -111,6 +115,8 @@ def huggingface_config(model: ModelConfig, labels: Labels, *, has_head: bool) ->
         "layer_norm_eps": _NORM_EPS,
         "initializer_range": 0.02,
     }
+    if second:
+        config["pretrained_window_sizes"] = list(shape.pretrained_window_sizes)
     if has_head:
         config["id2label"] = {str(row): name for row, name in enumerate(names)}
         config["label2id"] = {name: row for row, name in enumerate(names)}
@@ -162,7 +168,7 @@ def model_card(
         "tags": ["image-classification", "vision", "swin"],
     }
     rows = [
-        ("network", f"Swin Transformer ({model.variant}, arXiv 2103.14030)"),
+        ("network", f"{model.variant} (arXiv {_PAPERS[shape.family]})"),
         ("parameters", f"{count_parameters(shape):,}"),
         ("image, window", f"{shape.image_size} pixels, {shape.window_size} tokens"),
         ("classes", f"{model.num_classes:,}" + (", ids in `class_ids`" if known else "")),
@@ -181,6 +187,11 @@ def model_card(
 def _timm_architecture(model: ModelConfig, shape: Shape) -> tuple[str, dict[str, Any]]:
     """The name of timm's nearest entry, and what differs from it."""
     word = _TIMM_WORDS[model.variant[-1]]
+    if shape.family == "v2":
+        own = _timm_shape(shape) | {"window_size": shape.window_size, "img_size": shape.image_size}
+        if any(shape.pretrained_window_sizes):
+            own["pretrained_window_sizes"] = list(shape.pretrained_window_sizes)
+        return f"swinv2_{word}_window{'12_192' if word == 'large' else '8_256'}", own
     sizes = _TIMM_SIZES[word]
     here = (shape.window_size, shape.image_size)
     window, side = here if here in sizes else sizes[0]
@@ -189,12 +200,16 @@ def _timm_architecture(model: ModelConfig, shape: Shape) -> tuple[str, dict[str,
         own = {"window_size": shape.window_size, "img_size": shape.image_size}
     row = VARIANTS[model.variant]
     if (row.embed_dim, row.depths, row.heads) != (shape.embed_dim, shape.depths, shape.heads):
-        own |= {
-            "embed_dim": shape.embed_dim,
-            "depths": list(shape.depths),
-            "num_heads": list(shape.heads),
-        }
+        own |= _timm_shape(shape)
     return f"swin_{word}_patch4_window{window}_{side}", own
+
+
+def _timm_shape(shape: Shape) -> dict[str, Any]:
+    return {
+        "embed_dim": shape.embed_dim,
+        "depths": list(shape.depths),
+        "num_heads": list(shape.heads),
+    }
 
 
 def _yaml(key: str, value: str | Sequence[str]) -> str:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
+from pretrain.convert.hints import Hints
 from pretrain.convert.names import STAGES, Family
 from pretrain.errors import ConfigError, ModelError
 from pretrain.models.build import build
@@ -32,18 +32,11 @@ _OTHERS = (
     ("model.layers.0.self_attn", "a language model"),
     ("exp_avg", "an optimizer's state"),
 )
-_TABLE = "layers.{}.blocks.0.attn.relative_position_bias_table"
-
-
-class Hints(NamedTuple):
-    """What a source says about the model beside its weights; None where it does not."""
-
-    image_size: int | None = None
-    window_size: int | None = None
-    drop_path: float | None = None
-    depths: tuple[int, ...] | None = None
-    embed_dim: int | None = None
-    heads: tuple[int, ...] | None = None
+_LEADING: dict[Family, str] = {
+    "swin": "layers.{}.blocks.0.attn.relative_position_bias_table",
+    "swinv2": "layers.{}.blocks.0.attn.logit_scale",
+}
+"""Of each stage, the tensor that shows its heads; in V1 its window too."""
 
 
 def other_architecture(names: Sequence[str]) -> str:
@@ -66,32 +59,31 @@ def infer(weights: Mapping[str, Tensor], family: Family, hints: Hints, where: st
     Raises:
         ModelError: the weights are of no Swin, of none that is supported, or contradict the hints.
     """
-    if family == "swinv2":
-        raise ModelError(f"{where}: a Swin V2; this version converts Swin V1 alone")
     depths = _depths(weights)
-    needed = ["patch_embed.proj.weight", *(_TABLE.format(stage) for stage in range(STAGES))]
+    leading = _LEADING[family]
+    needed = ["patch_embed.proj.weight", *(leading.format(stage) for stage in range(STAGES))]
     absent = [name for name in needed if name not in weights or weights[name].ndim < 2]
     if absent or 0 in depths:
         raise ModelError(f"{where}: not the whole of a Swin: without {_some(absent, 3)}")
-    tables = [weights[_TABLE.format(stage)] for stage in range(STAGES)]
-    windows = [_window(table, where) for table in tables]
+    shown = [weights[leading.format(stage)] for stage in range(STAGES)]
+    windows = [_window(table, where) for table in shown] if family == "swin" else None
     embed_dim = weights["patch_embed.proj.weight"].shape[0]
-    heads = tuple(table.shape[1] for table in tables)
+    heads = tuple(value.shape[1 if family == "swin" else 0] for value in shown)
     _check_hints(hints, depths, embed_dim, heads, where)
     head = weights.get("head.weight")
     model = _named(
-        embed_dim,
-        depths,
-        heads,
+        family,
+        (embed_dim, depths, heads),
         {
-            "image_size": hints.image_size or _image_size(windows),
-            "window_size": hints.window_size or max(windows),
+            **_sizes(windows, hints, where),
             "num_classes": head.shape[0] if head is not None and head.ndim else 1,
             "drop_path": hints.drop_path or 0.0,
         },
         where,
     )
     actual = [stage.window for stage in stage_maps(shape_of(model))]
+    if windows is None:
+        return _with_trained_windows(model, actual, hints)
     if actual != windows:
         raise ModelError(
             f"{where}: the position tables are of windows of {_numbers(windows)} tokens, but "
@@ -172,28 +164,48 @@ def _window(table: Tensor, where: str) -> int:
     return (side + 1) // 2
 
 
-def _image_size(windows: Sequence[int]) -> int:
-    """The size that gives these windows: a last map smaller than the first window, or equal."""
-    return _STRIDE * windows[-1]
+def _sizes(windows: Sequence[int] | None, hints: Hints, where: str) -> dict[str, int]:
+    """Window and image size; without a word, the image whose last map is one window.
+
+    That is how V1 was published. V2's weights show no window, and one window serves several images.
+    """
+    if windows is not None:
+        return {
+            "image_size": hints.image_size or _STRIDE * windows[-1],
+            "window_size": hints.window_size or max(windows),
+        }
+    if hints.window_size is None or hints.image_size is None:
+        raise ModelError(
+            f"{where}: a Swin V2, whose weights do not show its window and image size; "
+            "give both: --window TOKENS --image-size PIXELS"
+        )
+    return {"image_size": hints.image_size, "window_size": hints.window_size}
+
+
+def _with_trained_windows(model: ModelConfig, actual: Sequence[int], hints: Hints) -> ModelConfig:
+    """V2's windows of an earlier training, 0 where they are the model's own."""
+    said = hints.trained_windows or (0,) * STAGES
+    trained = [0 if known == window else known for known, window in zip(said, actual, strict=True)]
+    return model.model_copy(update={"pretrained_window_sizes": tuple(trained)})
 
 
 def _named(
-    embed_dim: int,
-    depths: tuple[int, ...],
-    heads: tuple[int, ...],
+    family: Family,
+    shape: tuple[int, tuple[int, ...], tuple[int, ...]],
     rest: Mapping[str, object],
     where: str,
 ) -> ModelConfig:
-    """The config by its variant's name, or the nearest one's with its own shape."""
-    shape = (embed_dim, depths, heads)
-    same = [
-        name
+    """The config by its variant's name, or the smallest one's with its own shape."""
+    of_family = {
+        name: (row.embed_dim, row.depths, row.heads)
         for name, row in VARIANTS.items()
-        if name.startswith("swin_") and (row.embed_dim, row.depths, row.heads) == shape
-    ]
-    own = {} if same else {"embed_dim": embed_dim, "depths": depths, "heads": heads}
+        if row.family == ("v1" if family == "swin" else "v2") and not row.extra_norm_every
+    }
+    same = [name for name, row in of_family.items() if row == shape]
+    own = {} if same else dict(zip(("embed_dim", "depths", "heads"), shape, strict=True))
     try:
-        model = ModelConfig.model_validate({"variant": (same or ["swin_t"])[0], **own, **rest})
+        variant = (same or list(of_family))[0]
+        model = ModelConfig.model_validate({"variant": variant, **own, **rest})
         shape_of(model)
     except (ConfigError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -17,8 +17,9 @@ from pretrain.convert.names import (
     rules,
 )
 from pretrain.errors import ModelError
-from pretrain.models.swin import relative_position_index, shift_mask
-from pretrain.models.variants import Shape, stage_maps
+from pretrain.models.mixers import log_coordinates, relative_position_index
+from pretrain.models.variants import Shape, stage_maps, trained_windows
+from pretrain.models.windows import shift_mask
 
 # Rows of a column of 2x2 tokens first (official), or columns of a row first (`torch.nn.Unfold`).
 _QUARTERS = [0, 2, 1, 3]
@@ -146,6 +147,11 @@ def _buffers(layout: Layout, family: Family, shape: Shape) -> dict[str, Tensor]:
             prefix = block_prefix(layout, family, stage, block)
             rows = index.reshape(-1) if flat else index.reshape(window**2, window**2)
             found[prefix + INDEX_NAMES[layout]] = rows.clone()
+            if family == "swinv2":
+                side_of_table = 2 * window - 1
+                table = log_coordinates(window, trained_windows(shape)[stage])
+                name = INDEX_NAMES[layout].replace("position_index", "coords_table")
+                found[prefix + name] = table.view(1, side_of_table, side_of_table, 2)
             if layout == "official" and shift and block % 2:
                 padded = side + -side % window
                 mask = shift_mask(padded, padded, window, shift, torch.device("cpu"))

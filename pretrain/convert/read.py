@@ -9,7 +9,8 @@ from torch import Tensor
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.contents import INDEX_SUFFIX, Contents, read_contents, read_shards
 from pretrain.convert.export import read_weights
-from pretrain.convert.geometry import Hints, check_weights, infer, other_architecture
+from pretrain.convert.geometry import check_weights, infer, other_architecture
+from pretrain.convert.hints import Hints, hints_of_hub, hints_of_objects, of_buffers
 from pretrain.convert.labels import Labels, labels_of_hub, labels_of_metadata, labels_of_objects
 from pretrain.convert.layouts import recognize
 from pretrain.convert.names import Family, is_derived
@@ -17,6 +18,7 @@ from pretrain.convert.sources import CONFIG_NAME, WEIGHTS_NAME, is_export, read_
 from pretrain.convert.unwrap import Choice, unwrap
 from pretrain.convert.zero import is_zero, read_zero
 from pretrain.errors import ModelError
+from pretrain.models.variants import shape_of
 
 _HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _KNOWN_PART = 0.5
@@ -65,6 +67,7 @@ def load(
     *,
     choice: Choice | None = None,
     image_size: int | None = None,
+    window_size: int | None = None,
 ) -> Loaded:
     """Read weights of any layout that is known here. Nothing that a file names is ever run.
 
@@ -72,6 +75,7 @@ def load(
         path: a file, or a directory of ours, of DeepSpeed's, timm's or transformers'.
         choice: "raw" or "ema" weights, where a source has both; None takes the raw ones.
         image_size: side that they were trained on, pixels, where the source does not say.
+        window_size: of V2, tokens, where the source does not say.
 
     Raises:
         ModelError: these are no weights of a Swin; the message says what they are.
@@ -90,11 +94,10 @@ def load(
         raise ModelError(
             f"{where}: expected a Swin, got {other_architecture(list(unwrapped.tensors))}"
         )
-    hints = raw.hints
-    if image_size is not None:
-        hints = hints._replace(image_size=image_size)
-    elif hints.image_size is None:
-        hints = hints._replace(image_size=_size_of_masks(unwrapped.tensors))
+    hints = of_buffers(raw.hints, unwrapped.tensors, recognized.layout, recognized.family)
+    hints = hints._replace(
+        image_size=image_size or hints.image_size, window_size=window_size or hints.window_size
+    )
     model = infer(recognized.tensors, recognized.family, hints, where)
     check_weights(recognized.tensors, model, recognized.unknown, where)
     notes = (*raw.notes, *unwrapped.notes)
@@ -143,7 +146,7 @@ def _load_ours(path: Path, choice: Choice | None) -> Loaded:
     return Loaded(
         weights.tensors,
         weights.model,
-        "swin",
+        "swinv2" if shape_of(weights.model).family == "v2" else "swin",
         labels.for_rows(weights.model.num_classes),
         config.get("preprocessing"),
         source_of(path),
@@ -162,11 +165,7 @@ def _read_raw(path: Path) -> _Raw:
     contents = read_contents(path)
     objects, metadata = contents
     labels = labels_of_metadata(metadata) or labels_of_objects(objects)
-    size = metadata.get("image_size", objects.get("image_size"))
-    hints = _hints_of_yacs(objects.get("config"))
-    if isinstance(size, int | str) and str(size).isdigit():
-        hints = hints._replace(image_size=int(size))
-    return _Raw(objects, hints, labels, None, ())
+    return _Raw(objects, hints_of_objects(objects, metadata), labels, None, ())
 
 
 def _read_hub(directory: Path) -> _Raw:
@@ -178,8 +177,7 @@ def _read_hub(directory: Path) -> _Raw:
     kind = config.get("model_type")
     if kind is not None and kind not in ("swin", "swinv2"):
         raise ModelError(f"{directory}: expected a Swin, its config.json says {kind!r}")
-    hints = _hints_of_timm(config) if "architecture" in config else _hints_of_transformers(config)
-    return _Raw(contents.objects, hints, labels_of_hub(config), None, ())
+    return _Raw(contents.objects, hints_of_hub(config), labels_of_hub(config), None, ())
 
 
 def _hub_contents(directory: Path) -> Contents:
@@ -195,57 +193,3 @@ def _hub_contents(directory: Path) -> Contents:
         f"{directory.absolute()}: expected an export, a run, a checkpoint (ours or DeepSpeed's) or "
         f"a directory with {' or '.join(_HUB_WEIGHTS)}, found none of them; name a file in it"
     )
-
-
-def _hints_of_transformers(config: Mapping[str, Any]) -> Hints:
-    return Hints(
-        image_size=_int(config.get("image_size")),
-        window_size=_int(config.get("window_size")),
-        drop_path=config.get("drop_path_rate"),
-        depths=_ints(config.get("depths")),
-        embed_dim=_int(config.get("embed_dim")),
-        heads=_ints(config.get("num_heads")),
-    )
-
-
-def _hints_of_timm(config: Mapping[str, Any]) -> Hints:
-    own = config.get("model_args") or {}
-    settings = config.get("pretrained_cfg") or {}
-    size = _ints(settings.get("input_size")) or ()
-    return Hints(
-        image_size=_int(own.get("img_size")) or (size[-1] if size else None),
-        window_size=_int(own.get("window_size")),
-        depths=_ints(own.get("depths")),
-        embed_dim=_int(own.get("embed_dim")),
-        heads=_ints(own.get("num_heads")),
-    )
-
-
-def _hints_of_yacs(config: Any) -> Hints:
-    """The official checkpoint's config object, of which only plain values are looked at."""
-    try:
-        return Hints(
-            image_size=_int(config["DATA"]["IMG_SIZE"]),
-            window_size=_int(config["MODEL"]["SWIN"]["WINDOW_SIZE"]),
-        )
-    except (KeyError, TypeError, IndexError):
-        return Hints()
-
-
-def _size_of_masks(tensors: Mapping[str, Tensor]) -> int | None:
-    """Side of the image that a first stage's shift mask was made for, pixels; None without one."""
-    for name, tensor in tensors.items():
-        if name.startswith("layers.0.") and name.endswith(".attn_mask") and tensor.ndim == 3:
-            windows, tokens, _ = tensor.shape
-            return round((windows * tokens) ** 0.5) * 4
-    return None
-
-
-def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _ints(value: Any) -> tuple[int, ...] | None:
-    if isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value):
-        return tuple(value)
-    return None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.convert.graph import open_onnx
 from pretrain.convert.read import Loaded, load
 from pretrain.convert.write import Target
 from pretrain.errors import ModelError
@@ -25,6 +26,7 @@ _LIBRARIES: dict[Target, str] = {
     "huggingface": "transformers",
     "torchvision": "torchvision",
     "mmdetection": "mmdet",
+    "onnx": "onnxruntime",
 }
 
 
@@ -48,10 +50,11 @@ def verify(loaded: Loaded, destination: Path, target: Target) -> str:
     if library is None:
         return _read_back(loaded, destination)
     if importlib.util.find_spec(library) is None:
-        return f"not verified: {library} is not installed here; {_read_back(loaded, destination)}"
+        read_back = "" if target == "onnx" else f"; {_read_back(loaded, destination)}"
+        return f"not verified: {library} is not installed here{read_back}"
     if target == "mmdetection":
         return f"not verified: detectors have no logits; {_read_back(loaded, destination)}"
-    openers = {"timm": _open_timm, "huggingface": _open_huggingface}
+    openers = {"timm": _open_timm, "huggingface": _open_huggingface, "onnx": _open_graph}
     opener = openers.get(target, _open_torchvision)
     try:
         theirs = opener(loaded, destination)
@@ -67,12 +70,17 @@ def verify(loaded: Loaded, destination: Path, target: Target) -> str:
             (torch.float32, FP32_TOLERANCE),
             (torch.float64, FP64_TOLERANCE),
         )
+        if target != "onnx" or dtype == torch.float32  # the graph computes in no other
     ]
     return f"verified in {library}: {', '.join(said)}"
 
 
 def _read_back(loaded: Loaded, destination: Path) -> str:
-    again = load(destination, image_size=loaded.model.image_size)
+    again = load(
+        destination,
+        image_size=loaded.model.image_size,
+        window_size=loaded.model.window_size if loaded.family == "swinv2" else None,
+    )
     same = again.tensors.keys() == loaded.tensors.keys() and all(
         torch.equal(again.tensors[name], tensor) for name, tensor in loaded.tensors.items()
     )
@@ -141,14 +149,23 @@ def _open_timm(_loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]
     return lambda images: network.to(images.dtype)(images)
 
 
+def _open_graph(_loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]:
+    return open_onnx(destination)
+
+
 def _open_torchvision(loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]:
     from torchvision.models.swin_transformer import (  # type: ignore[import-not-found]
+        PatchMergingV2,
         SwinTransformer,
+        SwinTransformerBlockV2,
     )
 
     from pretrain.convert.contents import read_contents
 
     shape = shape_of(loaded.model)
+    second: dict[str, Any] = {}
+    if loaded.family == "swinv2":
+        second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
     network = SwinTransformer(
         patch_size=[shape.patch_size] * 2,
         embed_dim=shape.embed_dim,
@@ -156,6 +173,7 @@ def _open_torchvision(loaded: Loaded, destination: Path) -> Callable[[Tensor], T
         num_heads=list(shape.heads),
         window_size=[shape.window_size] * 2,
         num_classes=shape.num_classes,
+        **second,
     ).eval()
     network.load_state_dict(read_contents(destination).objects)
     return lambda images: network.to(images.dtype)(images)

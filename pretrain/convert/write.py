@@ -18,6 +18,7 @@ from pretrain.convert.documents import (
     timm_config,
 )
 from pretrain.convert.export import write_export
+from pretrain.convert.graph import write_onnx
 from pretrain.convert.labels import Labels
 from pretrain.convert.layouts import to_layout
 from pretrain.convert.names import Layout
@@ -27,7 +28,9 @@ from pretrain.errors import CheckpointError, ModelError
 from pretrain.files import sync
 from pretrain.models.variants import shape_of, stage_maps
 
-Target = Literal["official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors"]
+Target = Literal[
+    "official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors", "onnx"
+]
 TARGETS: tuple[Target, ...] = (
     "official",
     "timm",
@@ -36,7 +39,7 @@ TARGETS: tuple[Target, ...] = (
     "mmdetection",
     "safetensors",
 )
-"""What can be written; ``safetensors`` is our own export."""
+"""The layouts, all of which can be read again; ``safetensors`` is our own export."""
 DIRECTORIES = ("timm", "huggingface", "safetensors")
 """Those that are a directory; the others are a file, ``.pth`` or ``.safetensors``."""
 _ONE_WINDOW = ("huggingface", "torchvision", "mmdetection")
@@ -55,7 +58,9 @@ def check_destination(destination: Path, target: Target) -> None:
         raise CheckpointError(f"{destination}: exists; give another name or move it away")
     if not destination.absolute().parent.is_dir():
         raise CheckpointError(f"{destination.absolute().parent}: not a directory; make it first")
-    if target not in DIRECTORIES and destination.suffix not in _ENDINGS:
+    if (target == "onnx") != (destination.suffix == ".onnx"):
+        raise ModelError(f"{destination}: expected a name in .onnx for onnx, and for nothing else")
+    if target not in (*DIRECTORIES, "onnx") and destination.suffix not in _ENDINGS:
         raise ModelError(f"{destination}: {target} is a file; expected a name in {_ENDINGS}")
     if target in DIRECTORIES and destination.suffix in _ENDINGS:
         raise ModelError(f"{destination}: {target} is a directory; expected a name without ending")
@@ -81,11 +86,15 @@ def write(
     if target == "safetensors":
         _write_ours(loaded, destination, provenance)
         return
-    tensors = to_layout(loaded.tensors, target, loaded.family, shape_of(loaded.model))
+    tensors = {}
+    if target != "onnx":
+        tensors = to_layout(loaded.tensors, target, loaded.family, shape_of(loaded.model))
     staged = destination.with_name(f"{destination.name}.tmp")
     try:
         _clear(staged)
-        if target in DIRECTORIES:
+        if target == "onnx":
+            write_onnx(loaded, staged)
+        elif target in DIRECTORIES:
             staged.mkdir()
             _fill(staged, tensors, loaded, target, provenance)
             for path in staged.iterdir():
@@ -107,6 +116,10 @@ def write(
 
 def _check_windows(loaded: Loaded, target: Target) -> None:
     windows = {stage.window for stage in stage_maps(shape_of(loaded.model))}
+    if target == "torchvision" and any(shape_of(loaded.model).pretrained_window_sizes):
+        raise ModelError("torchvision: has no windows of an earlier training; write timm")
+    if target == "huggingface" and loaded.family == "swinv2":
+        return
     if target in _ONE_WINDOW and len(windows) > 1:
         raise ModelError(
             f"{target}: has one window size for all stages, this model's are "

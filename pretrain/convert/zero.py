@@ -63,15 +63,16 @@ def read_zero(directory: Path) -> tuple[dict[str, Tensor], str]:
         for path in optim_files
     ]
     try:
-        stage = int(ranks[0]["zero_stage"])
+        # The stage itself is an object of DeepSpeed's, which is not looked up.
+        sharded = "fp32_flat_groups" in ranks[0]
         _check_ranks(ranks[0]["partition_count"], len(ranks), folder)
         shapes = [dict(group) for group in states["param_shapes"]]
-        merged = _stage_3(ranks, shapes) if stage == 3 else _stages_1_2(ranks, shapes)
+        merged = _stage_3(ranks, shapes) if sharded else _stages_1_2(ranks, shapes)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{folder}: its pieces do not fit together ({reason})") from None
-    note = f"{folder.name}: ZeRO stage {stage} of {len(ranks)} ranks, fp32 weights"
-    return merged, note
+    stage = "3" if sharded else "1 or 2"
+    return merged, f"{folder.name}: ZeRO stage {stage} of {len(ranks)} ranks, fp32 weights"
 
 
 def _folder(directory: Path) -> Path:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pretrain.convert.layouts import from_layout, recognize, to_layout
 from pretrain.convert.names import DEPTH_MAX, LAYOUTS, is_derived, rules
 from pretrain.models.build import build
-from pretrain.models.swin import PatchMerging
+from pretrain.models.layers import PatchMerging
 from pretrain.models.variants import shape_of
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -58,10 +58,18 @@ def test_names_and_shapes_are_those_recorded_from_the_library(layout):
     assert got == recorded
 
 
+@pytest.mark.parametrize("layout", ["timm", "torchvision"])
+def test_v2_names_and_shapes_are_those_recorded_from_the_library(layout):
+    recorded = json.loads((RECORDED / f"{layout}_v2.json").read_text())
+    shape = {"variant": "swinv2_t", "window_size": 2}
+    there = to_layout(tiny_weights(**shape), layout, "swinv2", shape_of(tiny_model(**shape)))
+    assert {name: list(tensor.shape) for name, tensor in there.items()} == recorded
+
+
 def test_mmdetection_merges_as_unfold_does():
     """The permuted weights in a merging by `torch.nn.Unfold` give what ours give."""
     generator = torch.Generator().manual_seed(1)
-    merging = PatchMerging(12).double()
+    merging = PatchMerging(12, post_norm=False).double()
     weights = {
         f"layers.0.downsample.{name}": torch.randn(
             value.shape, generator=generator, dtype=torch.float64

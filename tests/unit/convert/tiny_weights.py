@@ -37,7 +37,13 @@ def tiny_weights(seed=0, dtype=torch.float32, **changes):
 
 def tiny_loaded(labels=LABELS, seed=0, **changes):
     return Loaded(
-        tiny_weights(seed, **changes), tiny_model(**changes), "swin", labels, None, "official", ()
+        tiny_weights(seed, **changes),
+        tiny_model(**changes),
+        "swinv2" if changes.get("variant", "").startswith("swinv2") else "swin",
+        labels,
+        None,
+        "official",
+        (),
     )
 
 
