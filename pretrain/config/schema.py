@@ -5,29 +5,19 @@ Nothing here imports torch. Rules that need the data or the world size are in `p
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pretrain.config.cluster import ClusterConfig
+from pretrain.config.section import (
+    Fraction,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 from pretrain.location import fault_of, is_remote
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys, lax conversions, NaN and mutation are refused."""
-
-    model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class DataConfig(Section):
@@ -336,52 +326,6 @@ class WandbConfig(Section):
     """Project the run appears in."""
     entity: Name | None = None
     """User or team; null takes the account's default."""
-
-
-ShellWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/,=+\[\]-]+$")]
-
-
-class ClusterConfig(Section):
-    """Where it runs. Site facts come from ``configs/clusters/NAME.yaml``."""
-
-    executor: Literal["slurm", "local"] = "local"
-    """submitit's executor."""
-    nodes: PositiveInt = 1
-    """Machines; the local executor always takes 1."""
-    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of a node; null counts those of this machine when running locally."""
-    ranks_per_node: PositiveInt | None = None
-    """Processes of a node; null is one per GPU, or one without GPUs."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto takes GPUs where there are any."""
-    cpus_per_rank: PositiveInt | None = None
-    """CPU cores of each rank; null leaves it to Slurm."""
-    memory_gib_per_node: PositiveInt | None = None
-    """Memory of a node; null takes the site's default."""
-    time_limit_minutes: PositiveInt | None = None
-    """Longest life of one job; null takes the partition's default."""
-    partition: ShellWord | None = None
-    """Slurm partition."""
-    account: ShellWord | None = None
-    """Slurm account."""
-    qos: ShellWord | None = None
-    """Slurm quality of service."""
-    constraint: ShellWord | None = None
-    """Slurm node feature."""
-    exclude: ShellWord | None = None
-    """Nodes not to use, in Slurm's list syntax."""
-    setup: tuple[str, ...] = ()
-    """Shell lines run before the job, such as ``module load``: written by the site, trusted."""
-    max_attempts_without_progress: PositiveInt = 3
-    """Attempts that may end badly without a newer checkpoint before the job gives up."""
-
-    @model_validator(mode="after")
-    def check_setup(self) -> Self:
-        """Refuse set-up lines that hold several lines."""
-        for line in self.setup:
-            if any(ord(character) < 32 for character in line):
-                raise ValueError(f"setup: expected one line per entry, got {line!r}")
-        return self
 
 
 class RunConfig(Section):

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.config.schema import ClusterConfig
+from pretrain.config.cluster import ClusterConfig
 from pretrain.errors import ConfigError
 from pretrain.world import World
 

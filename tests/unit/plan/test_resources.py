@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.config.schema import ClusterConfig
+from pretrain.config.cluster import ClusterConfig
 from pretrain.errors import ConfigError
 from pretrain.plan.resources import gpus_here, resources_of, resources_of_world
 from pretrain.world import World
