@@ -119,9 +119,7 @@ def transfer(
     has_head = any(name in source for name in HEAD)
     _check_family(source, model)
     _check_fit(source, target, has_head)
-    bias_windows = trained_windows(model.shape) if model.shape.family == "v2" else None
-    if bias_windows is not None and source_model is not None:
-        _check_windows(trained_windows(shape_of(source_model)), bias_windows)
+    bias_windows = _check_windows(model, source_model)
     _check_classes("target", target_classes, target["head.weight"].shape[0])
     if source_classes is not None and has_head:
         _check_classes("source", source_classes, source["head.weight"].shape[0])
@@ -131,13 +129,7 @@ def transfer(
     ]
     copied = [name for name in target if name not in {*resized, *HEAD}]
     head, rows = _plan_head(source, source_classes, target_classes)
-    with torch.no_grad():
-        for name in copied:
-            target[name].copy_(source[name])
-        for name in resized:
-            target[name].copy_(resize_bias_table(source[name], _table_side(target[name])))
-        for name in HEAD:
-            target[name].copy_(_head_rows(source.get(name), rows, target[name]))
+    _fill(target, source, resized, rows)
     mapped = sum(row is not None for row in rows) if head == "mapped" else 0
     fresh = [label for label, row in zip(target_classes, rows, strict=True) if row is None]
     return TransferReport(
@@ -152,6 +144,23 @@ def transfer(
         bias_windows=bias_windows,
         bias_windows_known=source_model is not None,
     )
+
+
+@torch.no_grad()
+def _fill(
+    target: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    resized: Sequence[str],
+    rows: Sequence[int | None],
+) -> None:
+    """Copy everything, once it is known to fit."""
+    for name, parameter in target.items():
+        if name in HEAD:
+            parameter.copy_(_head_rows(source.get(name), rows, parameter))
+        elif name in resized:
+            parameter.copy_(resize_bias_table(source[name], _table_side(parameter)))
+        else:
+            parameter.copy_(source[name])
 
 
 def resize_bias_table(table: Tensor, side: int) -> Tensor:
@@ -221,13 +230,19 @@ def _check_family(source: Mapping[str, Tensor], model: Swin) -> None:
             )
 
 
-def _check_windows(source: PerStage, target: PerStage) -> None:
+def _check_windows(model: Swin, source_model: ModelConfig | None) -> PerStage | None:
+    """V2: the windows that give the position bias its unit; refused if not the source's."""
+    if model.shape.family != "v2":
+        return None
+    target = trained_windows(model.shape)
+    source = target if source_model is None else trained_windows(shape_of(source_model))
     if source != target:
         raise ModelError(
             f"model.pretrained_window_sizes: the weights' position bias was trained with windows "
             f"of {list(source)} tokens, got {list(target)} (the model's own where it names none); "
             f"give model.pretrained_window_sizes={list(source)}"
         )
+    return target
 
 
 def _check_fit(source: Mapping[str, Tensor], target: Mapping[str, Tensor], has_head: bool) -> None:
