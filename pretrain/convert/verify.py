@@ -124,7 +124,7 @@ def _open_ours(loaded: Loaded) -> nn.Module:
 
 
 def _open_huggingface(_loaded: Loaded, destination: Path) -> Callable[[Tensor], Tensor]:
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification  # type: ignore[import-not-found]
 
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
