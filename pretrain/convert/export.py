@@ -9,8 +9,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -35,6 +36,10 @@ from pretrain.metrics.jsonl import plain
 from pretrain.run_directory import RunDirectory
 
 FORMAT_VERSION = 1
+
+Which = Literal["ema", "raw"]
+KINDS: dict[Which, str] = {"ema": "ema", "raw": "master"}
+"""What a checkpoint calls them."""
 
 
 class Weights(NamedTuple):
@@ -127,22 +132,47 @@ def read_weights(path: Path) -> Weights:
     return Weights(_load(path), None, None)
 
 
+def read_checkpoint_weights(path: Path, which: Which) -> Weights:
+    """Read one kind of weights from a checkpoint, or from the newest sound one of a run.
+
+    Args:
+        path: the directory.
+        which: the weights as they were trained, or the run's moving average of them.
+
+    Raises:
+        ModelError: the run kept no average.
+        CheckpointError: there is no sound checkpoint.
+    """
+    if source_of(path) == "run":
+        run = RunDirectory(path)
+        return _read_checkpoint(_newest(run, "a sound checkpoint"), run, which)
+    return _read_checkpoint(verify(path), RunDirectory(path.absolute().parents[1]), which)
+
+
 def _read_run(run: RunDirectory) -> Weights:
     if is_export(run.export_dir):
         return _read_export(run.export_dir)
+    return _read_checkpoint(_newest(run, "an export or a sound checkpoint"), run)
+
+
+def _newest(run: RunDirectory, expected: str) -> CheckpointReader:
     reader, refusals = newest_valid(run.checkpoints_dir)
     if reader is None:
         reasons = "".join(f"\n{refusal}" for refusal in refusals)
-        raise CheckpointError(
-            f"{run.path}: expected an export or a sound checkpoint, found neither{reasons}"
-        )
-    return _read_checkpoint(reader, run)
+        raise CheckpointError(f"{run.path}: expected {expected}, found none{reasons}")
+    return reader
 
 
-def _read_checkpoint(reader: CheckpointReader, run: RunDirectory) -> Weights:
-    tensors = {name: reader.full("master", name) for name in reader.shapes}
-    model = run.read_config().model if run.exists else None
-    return Weights(tensors, reader.classes or None, model)
+def _read_checkpoint(reader: CheckpointReader, run: RunDirectory, which: Which = "raw") -> Weights:
+    with closing(reader):
+        if which == "ema" and not reader.has_average:
+            raise ModelError(
+                f"{reader.directory}: has no ema weights, as the run kept no average (ema.decay); "
+                "--weights raw takes the weights as they were trained"
+            )
+        tensors = {name: reader.full(KINDS[which], name) for name in reader.shapes}
+        model = run.read_config().model if run.exists else None
+        return Weights(tensors, reader.classes or None, model)
 
 
 def _read_export(directory: Path) -> Weights:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.contents import INDEX_SUFFIX, Contents, read_contents, read_shards
-from pretrain.convert.export import read_weights
+from pretrain.convert.export import Weights, read_checkpoint_weights, read_weights
 from pretrain.convert.geometry import check_weights, infer, other_architecture
 from pretrain.convert.hints import Hints, hints_of_hub, hints_of_objects, of_buffers
 from pretrain.convert.labels import Labels, labels_of_hub, labels_of_metadata, labels_of_objects
@@ -132,9 +132,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _load_ours(path: Path, choice: Choice | None) -> Loaded:
-    if choice == "ema":
-        raise ModelError(f"{path}: holds no separate ema weights")
-    weights = read_weights(path)
+    weights = _our_weights(path, choice)
     if weights.model is None:
         raise ModelError(f"{path}: without the config of its run; convert the run directory itself")
     check_weights(weights.tensors, weights.model, (), str(path))
@@ -152,6 +150,21 @@ def _load_ours(path: Path, choice: Choice | None) -> Loaded:
         source_of(path),
         (),
     )
+
+
+def _our_weights(path: Path, choice: Choice | None) -> Weights:
+    """What was asked for; without a wish what a run exports, or a checkpoint's raw weights."""
+    if choice is None:
+        return read_weights(path)
+    if source_of(path) in ("run", "checkpoint"):
+        return read_checkpoint_weights(path, choice)
+    config = read_config((path if path.is_dir() else path.parent) / CONFIG_NAME)
+    exported = config.get("provenance", {}).get("weights", "raw")
+    if exported != choice:
+        raise ModelError(
+            f"{path}: holds {exported} weights only; leave --weights out, or name the run"
+        )
+    return read_weights(path)
 
 
 def _read_raw(path: Path) -> _Raw:

@@ -1,7 +1,7 @@
 """The model that is evaluated: weights of any layout that is read here, and what they stand for."""
 
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,21 +9,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
 from pretrain.config.schema import ModelConfig
-from pretrain.convert.export import Weights, read_weights
+from pretrain.convert.export import Weights, Which, read_checkpoint_weights, read_weights
 from pretrain.convert.read import load
 from pretrain.convert.sources import source_of
-from pretrain.errors import CheckpointError, ModelError
+from pretrain.errors import ModelError
 from pretrain.evaluate.recorded import Recorded, is_ours, read_recorded
 from pretrain.models.build import build
 from pretrain.models.transfer import transfer
 from pretrain.models.variants import check_image_size, shape_of
-from pretrain.run_directory import RunDirectory
 
-Which = Literal["ema", "raw"]
-KINDS: dict[Which, str] = {"ema": "ema", "raw": "master"}
-"""What a checkpoint calls them."""
 Precision = Literal["fp32", "bf16"]
 
 
@@ -142,7 +137,7 @@ def read_source(path: Path, which: Which | None) -> Source:
         return _read_foreign(path, which)
     source = source_of(path)
     if which is not None and source != "export":
-        return Source(_of_kind(path, source == "run", which), recorded, which)
+        return Source(read_checkpoint_weights(path, which), recorded, which)
     if which is not None and which != recorded.which:
         raise ModelError(
             f"{path}: holds {recorded.which} weights only, not {which}; leave --weights out, or "
@@ -158,30 +153,3 @@ def _read_foreign(path: Path, which: Which | None) -> Source:
     ids, names = loaded.labels
     known = Recorded(class_names=dict(zip(ids, names, strict=True)) if ids and names else {})
     return Source(Weights(loaded.tensors, ids, loaded.model), known, which or "raw", loaded.notes)
-
-
-def _of_kind(path: Path, is_run: bool, which: Which) -> Weights:
-    run = RunDirectory(path if is_run else path.absolute().parents[1])
-    reader = _newest(run) if is_run else verify(path)
-    with closing(reader):
-        fragments = (key for file in reader.manifest.files.values() for key in file.fragments)
-        kinds = {key.partition("|")[0] for key in fragments}
-        if KINDS[which] not in kinds:
-            raise ModelError(
-                f"{reader.directory}: has no {which} weights, as the run kept no average "
-                "(ema.decay); --weights raw evaluates the weights as they were trained"
-            )
-        tensors = {name: reader.full(KINDS[which], name) for name in reader.shapes}
-        model = run.read_config().model if run.exists else None
-        return Weights(tensors, reader.classes or None, model)
-
-
-def _newest(run: RunDirectory) -> CheckpointReader:
-    reader, refusals = newest_valid(run.checkpoints_dir)
-    if reader is None:
-        reasons = "".join(f"\n{refusal}" for refusal in refusals)
-        raise CheckpointError(
-            f"{run.path}: --weights needs a sound checkpoint, found none; leave it out to evaluate "
-            f"the export{reasons}"
-        )
-    return reader

@@ -1,7 +1,6 @@
 """Which weights are evaluated: what was asked for, or one line that says why not."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,15 +9,34 @@ from evaluated import HEAD_CLASSES, make_export
 from pretrain import dist
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.config.schema import RunConfig
-from pretrain.convert.export import Weights, read_weights
+from pretrain.convert import read as convert_read
+from pretrain.convert.export import Weights, Which, read_weights
 from pretrain.errors import CheckpointError, ModelError
-from pretrain.evaluate import subject
 from pretrain.evaluate.recorded import preprocessing_of_recipe, read_recorded
-from pretrain.evaluate.subject import Which, load_subject, read_source
+from pretrain.evaluate.subject import load_subject, read_source
 from pretrain.run_directory import RunDirectory
 from pretrain.world import World
 
 CPU = torch.device("cpu")
+
+
+def save(run: RunDirectory, step: int, added: dict[str, float]) -> None:
+    """A checkpoint of the run's weights, to which each kind has something added."""
+    export = run.export_dir if run.export_dir.exists() else run.path.parent / "export"
+    weights = read_weights(export)
+    CheckpointStore(run.checkpoints_dir, world=World(), keep_last=2).save(
+        step,
+        {
+            f"{kind}|{name}|0": tensor.flatten() + more
+            for kind, more in added.items()
+            for name, tensor in weights.tensors.items()
+        },
+        shapes={name: tuple(tensor.shape) for name, tensor in weights.tensors.items()},
+        state={},
+        samples_consumed=step,
+        config_sha256="0" * 64,
+        classes=HEAD_CLASSES,
+    )
 
 
 @pytest.fixture
@@ -41,19 +59,7 @@ def run(tmp_path, request):
     run.create(config, "{}")
     dist.initialize(World(), CPU, timeout_seconds=30)
     request.addfinalizer(dist.shutdown)
-    CheckpointStore(run.checkpoints_dir, world=World(), keep_last=2).save(
-        10,
-        {
-            f"{kind}|{name}|0": tensor.flatten() + (kind == "master")
-            for kind in ("master", "exp_avg", "exp_avg_sq")
-            for name, tensor in weights.tensors.items()
-        },
-        shapes={name: tuple(tensor.shape) for name, tensor in weights.tensors.items()},
-        state={},
-        samples_consumed=10,
-        config_sha256="0" * 64,
-        classes=HEAD_CLASSES,
-    )
+    save(run, 10, {"master": 1.0, "exp_avg": 0.0, "exp_avg_sq": 0.0})
     export.rename(run.export_dir)
     return run
 
@@ -84,18 +90,17 @@ def test_an_average_that_was_not_kept_is_one_clear_line(run, what):
     assert "\n" not in str(caught.value)
 
 
-def test_a_kept_average_is_taken(run, monkeypatch):
-    files = {"rank": SimpleNamespace(fragments={"master|a|0": 1, "ema|a|0": 1})}
-    reader = SimpleNamespace(
-        manifest=SimpleNamespace(files=files),
-        shapes={"a": (1,)},
-        classes=HEAD_CLASSES,
-        full=lambda kind, name: torch.tensor([{"master": 1.0, "ema": 2.0}[kind]]),
-        close=lambda: None,
-    )
-    monkeypatch.setattr(subject, "newest_valid", lambda _: (reader, []))
-    assert read_source(run.path, "raw").weights.tensors == {"a": torch.tensor([1.0])}
-    assert read_source(run.path, "ema").weights.tensors == {"a": torch.tensor([2.0])}
+def test_a_kept_average_is_taken(run):
+    """Also by conversion, which reads the same."""
+    save(run, 20, {"master": 1.0, "exp_avg": 0.0, "exp_avg_sq": 0.0, "ema": 2.0})
+    exported = bias(read_weights(run.export_dir))
+    for path in (run.path, run.checkpoints_dir / "step_00000020"):
+        for which, more in (("raw", 1), ("ema", 2)):
+            assert torch.equal(bias(read_source(path, which).weights), exported + more)
+            assert torch.equal(bias(convert_read.load(path, choice=which)), exported + more)
+    assert torch.equal(bias(convert_read.load(run.path)), exported)
+    with pytest.raises(ModelError, match="holds raw weights only"):
+        convert_read.load(run.export_dir, choice="ema")
 
 
 @pytest.mark.parametrize(("kind", "which"), [("ema", "ema"), ("master", "raw")])
@@ -112,7 +117,7 @@ def test_an_export_says_which_weights_it_holds(run, kind, which):
 def test_a_run_without_a_sound_checkpoint_says_why(run):
     for path in run.checkpoints_dir.glob("*/rank_*"):
         path.write_bytes(b"cut short")
-    with pytest.raises(CheckpointError, match="needs a sound checkpoint, found none") as caught:
+    with pytest.raises(CheckpointError, match="expected a sound checkpoint, found none") as caught:
         read_source(run.path, "raw")
     assert "step_00000010" in str(caught.value)
 
