@@ -45,6 +45,8 @@ _TENSOR_MODULES = (
     "torch.serialization",
     "torch.storage",
 )
+_LOOKUPS = {("builtins", "getattr"), ("__builtin__", "getattr")}
+"""How Python 3.11.0 to 3.11.3 write a member of an enumeration; it looks nothing up here."""
 _PLAIN = {"OrderedDict", "defaultdict", "Counter", "set", "int", "float", "complex", "bytearray"}
 _PLAIN_MODULES = ("collections", "builtins", "__builtin__")
 _UNREAD_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"}
@@ -187,7 +189,8 @@ def _inert(path: Path, names: set[tuple[str, str]]) -> list[str]:
     inert = {
         (module, name)
         for module, name in names - tensors
-        if any(module == known or module.startswith(f"{known}.") for known in _INERT_MODULES)
+        if (module, name) in _LOOKUPS
+        or any(module == known or module.startswith(f"{known}.") for known in _INERT_MODULES)
     }
     code = names - tensors - inert
     if code:
@@ -195,7 +198,8 @@ def _inert(path: Path, names: set[tuple[str, str]]) -> list[str]:
             f"{path}: a pickle that would run code, so it is not read; it names {_listed(code)}; "
             "expected tensors: save the model's state_dict() alone, or use safetensors"
         )
-    return [f"{module}.{name}" for module, name in sorted(inert)]
+    # torch's reader knows the module by its present name.
+    return [f"{module.replace('__builtin__', 'builtins')}.{name}" for module, name in sorted(inert)]
 
 
 def _is_plain(module: str, name: str) -> bool:

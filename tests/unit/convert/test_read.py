@@ -1,6 +1,7 @@
 """Whatever holds a Swin is told and read; whatever does not is refused in one line."""
 
 import argparse
+import datetime
 import io
 import json
 import os
@@ -56,6 +57,20 @@ def refused(path, **how):
     assert "\n" not in text
     assert str(path) in text or str(path.parent) in text
     return text
+
+
+class Member:
+    """A member of an enumeration as Python 3.11.0 to 3.11.3 write it."""
+
+    def __reduce__(self):
+        return getattr, (datetime.timezone, "utc")
+
+
+def test_members_of_enumerations_are_not_looked_up(tmp_path):
+    torch.save({"model": tiny_weights(), "stage": Member()}, tmp_path / "a.pth")
+    held = load_pickled(tmp_path / "a.pth")
+    assert isinstance(held["stage"], Placeholder)
+    assert same(held["model"], tiny_weights())
 
 
 @pytest.mark.parametrize("legacy", [False, True])
