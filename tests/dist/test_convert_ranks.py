@@ -9,6 +9,8 @@ from pretrain.convert.pickles import load_pickled
 from pretrain.convert.read import load
 from pretrain.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 MODES = [[0, "fp32"], [1, "bf16"], [2, "fp32"], [3, "fp32"]]
 
 
