@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pretrain.checkpoint.layout import AVERAGE
 from pretrain.checkpoint.resume import CheckpointReader, newest_valid, verify
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.sources import (
@@ -38,7 +39,7 @@ from pretrain.run_directory import RunDirectory
 FORMAT_VERSION = 1
 
 Which = Literal["ema", "raw"]
-KINDS: dict[Which, str] = {"ema": "ema", "raw": "master"}
+KINDS: dict[Which, str] = {"ema": AVERAGE, "raw": "master"}
 """What a checkpoint calls them."""
 
 

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.contents import INDEX_SUFFIX, Contents, read_contents, read_shards
-from pretrain.convert.export import Weights, read_checkpoint_weights, read_weights
+from pretrain.convert.export import Weights, Which, read_checkpoint_weights, read_weights
 from pretrain.convert.geometry import check_weights, infer, other_architecture
 from pretrain.convert.hints import Hints, hints_of_hub, hints_of_objects, of_buffers
 from pretrain.convert.labels import Labels, labels_of_hub, labels_of_metadata, labels_of_objects
 from pretrain.convert.layouts import recognize
 from pretrain.convert.names import Family, is_derived
 from pretrain.convert.sources import CONFIG_NAME, WEIGHTS_NAME, is_export, read_config, source_of
-from pretrain.convert.unwrap import Choice, unwrap
+from pretrain.convert.unwrap import unwrap
 from pretrain.convert.zero import is_zero, read_zero
 from pretrain.errors import ModelError
 from pretrain.models.variants import shape_of
@@ -65,7 +65,7 @@ class _Raw(NamedTuple):
 def load(
     path: Path,
     *,
-    choice: Choice | None = None,
+    choice: Which | None = None,
     image_size: int | None = None,
     window_size: int | None = None,
 ) -> Loaded:
@@ -131,7 +131,7 @@ def _is_ours(path: Path) -> bool:
     return True
 
 
-def _load_ours(path: Path, choice: Choice | None) -> Loaded:
+def _load_ours(path: Path, choice: Which | None) -> Loaded:
     weights = _our_weights(path, choice)
     if weights.model is None:
         raise ModelError(f"{path}: without the config of its run; convert the run directory itself")
@@ -152,7 +152,7 @@ def _load_ours(path: Path, choice: Choice | None) -> Loaded:
     )
 
 
-def _our_weights(path: Path, choice: Choice | None) -> Weights:
+def _our_weights(path: Path, choice: Which | None) -> Weights:
     """What was asked for; without a wish what a run exports, or a checkpoint's raw weights."""
     if choice is None:
         return read_weights(path)

@@ -1,13 +1,12 @@
 """From what a file holds to one network's tensors: containers, averages, prefixes undone."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pretrain.convert.export import Which
 from pretrain.errors import ModelError
-
-Choice = Literal["raw", "ema"]
 
 _CONTAINERS = {
     "raw": ("model", "state_dict", "module", "model_state_dict", "net", "params"),
@@ -46,7 +45,7 @@ class Unwrapped(NamedTuple):
     notes: tuple[str, ...]
 
 
-def unwrap(objects: Mapping[str, Any], choice: Choice | None, where: str) -> Unwrapped:
+def unwrap(objects: Mapping[str, Any], choice: Which | None, where: str) -> Unwrapped:
     """Find the tensors in what a file holds.
 
     Args:

@@ -6,7 +6,6 @@ micro-batch's sample ids from `SampleOrder`, fetches, decodes and crops them, an
 the first. A sample that cannot be used is reported and replaced by the next in order.
 """
 
-import ctypes
 import os
 import resource
 import signal
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from pretrain.config.schema import AugmentConfig, DataConfig, EvalConfig
 from pretrain.data.batch import Batch, Slots
+from pretrain.data.children import serve
 from pretrain.data.manifest import Manifest, Shard, check_shards
 from pretrain.data.order import SampleOrder
 from pretrain.data.remote_split import RemoteSplit, remote_eval_split, remote_train_split
@@ -30,7 +30,6 @@ from pretrain.world import World
 MIN_SAMPLES_JUDGED = 1000
 """The share of bad samples is judged over at least this many."""
 _EVALUATED_AT_A_TIME = 16
-_PR_SET_PDEATHSIG = 1
 
 
 class Batches(Iterator[Batch]):
@@ -277,11 +276,7 @@ class _Guard:
 
     def __call__(self, worker: int) -> None:
         # The rank saves after such a signal and still needs its workers to end in order.
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self.rank_process:
-            os._exit(1)
+        serve(self.rank_process, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
         torch.set_num_threads(1)
         _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

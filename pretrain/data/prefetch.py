@@ -4,7 +4,6 @@ It only spares waiting: a loader that finds a shard missing fetches it itself, s
 on this process, and its errors are left for the loader that runs into them.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,9 +14,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
 from pretrain.data.cache import ShardCache
+from pretrain.data.children import serve
 from pretrain.errors import DataError
 
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
 _TOUCH_SECONDS = 60.0
 _PAUSE_AFTER_ERROR_SECONDS = 30.0
@@ -115,11 +114,7 @@ def _run(cache: ShardCache, upcoming: Upcoming, transfers: int, parent: int) -> 
     # Unlike a loader process it may end by this: a rank that is told to stop reads little more.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    for number in (signal.SIGUSR2, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    serve(parent, (signal.SIGUSR2, signal.SIGINT))
     ahead = _Ahead(cache, transfers)
     while True:
         ahead.turn(upcoming.numbers())
