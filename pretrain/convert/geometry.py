@@ -20,8 +20,6 @@ SHOWN_NAMES = 6
 _OTHERS = (
     ("cls_token", "a vision transformer (ViT or DeiT)"),
     ("spatial_mlp", "a Swin-MLP"),
-    ("encoder.patch_embed.proj.weight", "a SimMIM pre-training model, with its decoder"),
-    ("mask_token", "a masked-image pre-training model"),
     ("downsample_layers.0.0.weight", "a ConvNeXt"),
     ("stem.0.weight", "a ConvNeXt or another convolutional network"),
     ("layer1.0.conv1.weight", "a ResNet"),
