@@ -26,7 +26,6 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     # Only now is torch worth its seconds.
-    from pretrain.convert.labels import read_labels
     from pretrain.convert.read import load
     from pretrain.convert.verify import verify
     from pretrain.convert.write import check_destination, write
@@ -34,11 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     source, destination = Path(options.source), Path(options.destination)
     check_destination(destination, options.to)
     loaded = load(
-        source, choice=options.weights, image_size=options.image_size, window_size=options.window
+        source,
+        choice=options.weights,
+        image_size=options.image_size,
+        window_size=options.window,
+        classes=options.classes,
     )
-    if options.classes is not None:
-        rows = loaded.model.num_classes
-        loaded = loaded._replace(labels=read_labels(Path(options.classes), rows))
     model = loaded.model
     head = f"{model.num_classes:,} classes" if loaded.has_head else "no head"
     print(
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes",
         metavar="PATH",
+        type=Path,
         help="ids of the head's rows: a text file (id, or id and name after a tab) or a shard set",
     )
     parser.add_argument(

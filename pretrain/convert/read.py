@@ -18,7 +18,13 @@ from pretrain.convert.export import (
 )
 from pretrain.convert.geometry import check_weights, infer, other_architecture
 from pretrain.convert.hints import Hints, hints_of_hub, hints_of_objects, of_buffers
-from pretrain.convert.labels import Labels, labels_of_hub, labels_of_metadata, labels_of_objects
+from pretrain.convert.labels import (
+    Labels,
+    labels_of_hub,
+    labels_of_metadata,
+    labels_of_objects,
+    read_labels,
+)
 from pretrain.convert.layouts import recognize
 from pretrain.convert.names import Family, is_derived
 from pretrain.convert.sources import (
@@ -82,6 +88,7 @@ def load(
     choice: Which | None = None,
     image_size: int | None = None,
     window_size: int | None = None,
+    classes: Path | None = None,
 ) -> Loaded:
     """Read weights of any layout that is known here. Nothing that a file names is ever run.
 
@@ -90,14 +97,40 @@ def load(
         choice: "raw" or "ema" weights, where a source has both; None takes the raw ones.
         image_size: side that they were trained on, pixels, where the source does not say.
         window_size: of V2, tokens, where the source does not say.
+        classes: what the head's rows are, as `read_labels` takes it; goes before what the source
+            says.
 
     Raises:
-        ModelError: these are no weights of a Swin; the message says what they are.
+        ModelError: these are no weights of a Swin (the message says what they are), or they are not
+            of as many classes as are given.
         CheckpointError: they cannot be read, or are damaged.
+        DataError: ``classes`` cannot be read.
     """
     source = source_of(path)
     if source in OURS:
-        return _load_ours(path, choice, image_size, window_size)
+        loaded = _load_ours(path, choice, image_size, window_size)
+    else:
+        loaded = _load_other(path, source, choice, image_size, window_size)
+    return loaded if classes is None else _with_classes(loaded, classes, path)
+
+
+def _with_classes(loaded: Loaded, classes: Path, path: Path) -> Loaded:
+    if not loaded.has_head:
+        raise ModelError(f"{classes}: expected classes of a head, {path} has none; leave it out")
+    labels, said = read_labels(classes, loaded.model.num_classes), loaded.labels.ids
+    notes = loaded.notes
+    if said is not None and said != labels.ids:
+        notes += (f"classes taken from {classes}: the source names others, or another order",)
+    return loaded._replace(labels=labels, notes=notes)
+
+
+def _load_other(
+    path: Path,
+    source: Source,
+    choice: Which | None,
+    image_size: int | None,
+    window_size: int | None,
+) -> Loaded:
     raw = _read_raw(path, source)
     where = str(path)
     unwrapped = unwrap(raw.objects, choice, where)
@@ -116,6 +149,8 @@ def load(
     notes = (*raw.notes, *unwrapped.notes)
     if hints.image_size is None:
         notes += (f"image size not stated: taken for {model.image_size} pixels (--image-size)",)
+    if recognized.family == "swinv2" and hints.trained_windows is None:
+        notes += ("windows of an earlier training not stated: taken for the model's own",)
     rows = model.num_classes if HEAD in recognized.tensors else 0
     return Loaded(
         recognized.tensors,

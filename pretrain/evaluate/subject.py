@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
-from pretrain.convert.export import Weights, Which, read_checkpoint_weights, read_weights
+from pretrain.convert.export import HEAD, Weights, Which, read_checkpoint_weights, read_weights
 from pretrain.convert.read import load
 from pretrain.convert.sources import source_of
 from pretrain.errors import ModelError
@@ -20,6 +20,7 @@ from pretrain.models.transfer import transfer
 from pretrain.models.variants import check_image_size, shape_of
 
 Precision = Literal["fp32", "bf16"]
+_HEADLESS = "{}: has no classifier (head.weight), so it has no accuracy"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,13 @@ def read_source(path: Path, which: Which | None) -> Source:
     recorded = read_recorded(path)
     if not is_ours(path):
         return _read_foreign(path, which)
+    source = _read_ours(path, which, recorded)
+    if HEAD not in source.weights.tensors:
+        raise ModelError(_HEADLESS.format(path))
+    return source
+
+
+def _read_ours(path: Path, which: Which | None, recorded: Recorded) -> Source:
     source = source_of(path)
     if which is not None and source != "export":
         return Source(read_checkpoint_weights(path, which), recorded, which)
@@ -149,7 +157,7 @@ def read_source(path: Path, which: Which | None) -> Source:
 def _read_foreign(path: Path, which: Which | None) -> Source:
     loaded = load(path, choice=which)
     if not loaded.has_head:
-        raise ModelError(f"{path}: has no classifier (head.weight), so it has no accuracy")
+        raise ModelError(_HEADLESS.format(path))
     ids, names = loaded.labels
     known = Recorded(class_names=dict(zip(ids, names, strict=True)) if ids and names else {})
     return Source(Weights(loaded.tensors, ids, loaded.model), known, which or "raw", loaded.notes)
