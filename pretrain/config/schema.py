@@ -79,6 +79,8 @@ class AugmentConfig(Section):
     """Area of the random crop, as a fraction of the image."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Aspect ratio of the random crop, width over height."""
+    crop_filter: Literal["bicubic", "bilinear"] = "bicubic"
+    """How the random crop is resized, with antialiasing; evaluation is always bicubic."""
     flip_probability: Fraction = 0.5
     """Chance of a horizontal flip."""
     randaugment: str | None = "rand-m9-mstd0.5-inc1"

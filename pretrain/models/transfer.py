@@ -104,8 +104,7 @@ def transfer(
         weights: the source's state dict, official names, any floating type, on any device.
         source_classes: class ids in the order of the source's head rows; None if unknown.
         model: the model to fill.
-        target_classes: class ids in the order of the model's head rows; of no interest where it
-            has no head.
+        target_classes: class ids in the order of the model's head rows, if it has a head.
         source_model: the config of the source's network; None if unknown. It says the windows that
             a V2's position bias was trained with, which the weights do not show.
 
@@ -116,11 +115,10 @@ def transfer(
             kind.
     """
     dropped = [name for name in weights if name.rpartition(".")[2] in DERIVED]
-    source = {name: tensor for name, tensor in weights.items() if name not in set(dropped)}
     target = dict(model.named_parameters())
-    if not model.shape.num_classes:
-        source = {name: tensor for name, tensor in source.items() if name not in HEAD}
-        target_classes = ()
+    left_out = {*dropped} if model.shape.num_classes else {*dropped, *HEAD}
+    target_classes = target_classes if model.shape.num_classes else ()
+    source = {name: tensor for name, tensor in weights.items() if name not in left_out}
     has_head = any(name in source for name in HEAD)
     _check_family(source, model)
     _check_fit(source, target, has_head)

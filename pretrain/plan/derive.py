@@ -116,8 +116,7 @@ def make_plan(
         free_disk_bytes: free space where the run directory lies.
 
     Raises:
-        ConfigError: the batch does not divide, the image does not suit the window, the class list
-            and the head differ, or the data is smaller than one step.
+        ConfigError: batch, image size, masks, class list or number of samples do not fit.
     """
     shape = _checked_shape(config)
     train_samples, eval_samples = _samples(config, manifest)
@@ -146,9 +145,7 @@ def make_plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
-        milestone_steps=tuple(
-            epoch * steps_per_epoch for epoch in config.schedule.milestone_epochs
-        ),
+        milestone_steps=tuple(e * steps_per_epoch for e in config.schedule.milestone_epochs),
         eval_every_steps=config.eval.every_epochs * steps_per_epoch,
         lr_scale=lr_scale,
         peak_lr=config.optim.lr * lr_scale,

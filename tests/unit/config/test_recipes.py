@@ -175,13 +175,13 @@ def test_what_all_recipes_share(name):
     augment = config.augment
     assert (augment.crop_ratio, augment.flip_probability) == ((3 / 4, 4 / 3), 0.5)
     if name == "swin_b_simmim":
-        assert augment.crop_scale == (0.67, 1.0)
+        assert (augment.crop_scale, augment.crop_filter) == ((0.67, 1.0), "bilinear")
         assert (augment.randaugment, augment.erase_probability) == (None, 0.0)
         assert (augment.mix_probability, augment.label_smoothing) == (0.0, 0.0)
         assert config.masking is not None
         assert (config.masking.patch_size, config.masking.ratio) == (32, 0.6)
     else:
-        assert augment.crop_scale == (0.08, 1.0)
+        assert (augment.crop_scale, augment.crop_filter) == ((0.08, 1.0), "bicubic")
         assert (augment.randaugment, augment.erase_probability) == ("rand-m9-mstd0.5-inc1", 0.25)
         mixing = (augment.mixup_alpha, augment.cutmix_alpha, augment.mix_probability)
         assert mixing == (0.8, 1.0, 1.0)
