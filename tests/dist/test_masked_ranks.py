@@ -7,6 +7,8 @@ import pytest
 from cases_masked import against_mean_colour
 from ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def suite() -> dict[str, Any]:
@@ -25,7 +27,6 @@ def test_the_loss_falls_on_images_never_seen_before(suite):
     assert mean(losses[-8:]) < 0.9 * mean(losses[:4])
 
 
-@pytest.mark.slow
 def test_restoring_learns_more_than_the_colour_of_what_is_shown():
     learnt, guessed = against_mean_colour(steps=300, last=25)
     assert learnt < 0.9 * guessed
