@@ -175,7 +175,7 @@ def _sizes(windows: Sequence[int] | None, hints: Hints, where: str) -> dict[str,
     if hints.window_size is None or hints.image_size is None:
         raise ModelError(
             f"{where}: a Swin V2, whose weights do not show its window and image size; "
-            "give both: --window TOKENS --image-size PIXELS"
+            "give both: --window TOKENS --image-size PIXELS, or the directory with its config.json"
         )
     return {"image_size": hints.image_size, "window_size": hints.window_size}
 

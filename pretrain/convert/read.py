@@ -37,7 +37,7 @@ from pretrain.convert.sources import (
     read_config,
     source_of,
 )
-from pretrain.convert.unwrap import unwrap, without_masking
+from pretrain.convert.unwrap import unwrap
 from pretrain.convert.zero import read_zero
 from pretrain.errors import ModelError
 
@@ -167,8 +167,8 @@ def _load_ours(
     path: Path, choice: Which | None, image_size: int | None, window_size: int | None
 ) -> Loaded:
     weights = _our_weights(path, choice)
-    tensors, notes = without_masking(weights.tensors)
-    model, family = weights.model, _family(tensors)
+    tensors, model, notes = weights.tensors, weights.model, ()
+    family = _family(tensors)
     if model is None:  # a checkpoint away from its run
         hints = Hints(image_size=image_size, window_size=window_size)
         model = infer(tensors, family, hints, str(path))

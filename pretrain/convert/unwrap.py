@@ -73,14 +73,14 @@ def unwrap(objects: Mapping[str, Any], choice: Which | None, where: str) -> Unwr
     tensors = _without_counters(tensors)
     if not tensors:
         raise ModelError(f"{where}: expected tensors, got {_keys(objects)}")
-    tensors, of_masking = without_masking(_without_prefixes(tensors))
+    tensors, of_masking = _without_masking(_without_prefixes(tensors))
     kept = _without_detector(_with_hub_prefix(tensors))
     if len(kept) < len(tensors):
         notes.append(f"left out {len(tensors) - len(kept)} tensors of a detector or segmenter")
     return Unwrapped(kept, (*notes, *of_masking))
 
 
-def without_masking(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _without_masking(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Take the network out of a masked-image pre-training model (SimMIM), with a note if it is one.
 
     Left out are the token that stands for hidden patches and the decoder of pixels, as the official

@@ -272,11 +272,12 @@ def _name_of(path: Path) -> str:
 
 def _classes(path: Path | None, source: "Source") -> tuple[str, ...] | None:
     """The ids of the head's rows that the command line gives, if it gives any."""
-    if path is None:
+    head = source.weights.tensors.get("head.weight")
+    if path is None or head is None:
         return None
     from pretrain.convert.labels import read_labels
 
-    return read_labels(path, len(source.weights.tensors["head.weight"])).ids
+    return read_labels(path, len(head)).ids
 
 
 def _device(asked: str, world: World) -> "torch.device":

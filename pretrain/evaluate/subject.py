@@ -20,7 +20,6 @@ from pretrain.models.transfer import transfer
 from pretrain.models.variants import check_image_size, shape_of
 
 Precision = Literal["fp32", "bf16"]
-_HEADLESS = "{}: has no classifier (head.weight), so it has no accuracy"
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,12 @@ def load_subject(
         device: where to compute.
 
     Raises:
-        ModelError: the weights do not say their model, nobody or two say their classes, or they do
-            not fit the model.
+        ModelError: the weights have no head or do not say their model, nobody or two say their
+            classes, or they do not fit the model.
         ConfigError: the network cannot take images of that size.
     """
+    if HEAD not in weights.tensors:
+        raise ModelError(f"{path}: has no classifier (head.weight), so it has no accuracy")
     if weights.model is None:
         raise ModelError(
             f"{path}: does not say which model it is of; expected an export, a run or a checkpoint"
@@ -136,13 +137,6 @@ def read_source(path: Path, which: Which | None) -> Source:
     recorded = read_recorded(path)
     if not is_ours(path):
         return _read_foreign(path, which)
-    source = _read_ours(path, which, recorded)
-    if HEAD not in source.weights.tensors:
-        raise ModelError(_HEADLESS.format(path))
-    return source
-
-
-def _read_ours(path: Path, which: Which | None, recorded: Recorded) -> Source:
     source = source_of(path)
     if which is not None and source != "export":
         return Source(read_checkpoint_weights(path, which), recorded, which)
@@ -156,8 +150,6 @@ def _read_ours(path: Path, which: Which | None, recorded: Recorded) -> Source:
 
 def _read_foreign(path: Path, which: Which | None) -> Source:
     loaded = load(path, choice=which)
-    if not loaded.has_head:
-        raise ModelError(_HEADLESS.format(path))
     ids, names = loaded.labels
     known = Recorded(class_names=dict(zip(ids, names, strict=True)) if ids and names else {})
     return Source(Weights(loaded.tensors, ids, loaded.model), known, which or "raw", loaded.notes)
