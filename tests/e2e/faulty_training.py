@@ -36,8 +36,8 @@ def connect(job, *rest):
     if kind == "not_finite" and job.world.rank == job.world.size - 1:
         order = train_order(job.manifest, job.config.data, job.config.seed)
         size = job.plan.global_batch
-        parts.augment.__class__ = Faulty
-        parts.augment.seeds = {
+        parts.objective.augment.__class__ = Faulty
+        parts.objective.augment.seeds = {
             int(seed) for batch in faulty_steps for seed in order.batch(batch, size, 0, size).seeds
         }
     return parts
