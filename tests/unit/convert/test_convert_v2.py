@@ -88,6 +88,17 @@ def test_the_buffers_show_windows_and_earlier_windows(tmp_path):
     assert load(tmp_path / "x.pth").model == loaded.model
 
 
+def test_timms_name_shows_windows_and_earlier_windows(tmp_path):
+    loaded = v2(pretrained_window_sizes=(3, 3, 3, 1))
+    state = to_layout(loaded.tensors, "timm", "swinv2", shape_of(loaded.model))
+    torch.save({"state_dict": state, "arch": "swinv2_x_window3to4_48to64"}, tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").model == loaded.model
+    torch.save({"state_dict": state}, tmp_path / "y.pth")
+    read = load(tmp_path / "y.pth", image_size=64, window_size=4)
+    assert read.model.pretrained_window_sizes == (0, 0, 0, 0)
+    assert any("earlier training not stated" in note for note in read.notes)
+
+
 def test_a_swin_mlp_stays_with_us(tmp_path):
     shape = {"variant": "swin_mlp_t_c24", "window_size": 2}
     path = put(tiny_loaded(**shape), tmp_path, "safetensors", "ours")
