@@ -167,7 +167,7 @@ def _fill(
     config = huggingface_config(model, labels, has_head=has_head)
     _write_json(directory / CONFIG_NAME, {**config, "dtype": dtype, "torch_dtype": dtype})
     _write_json(directory / "preprocessor_config.json", huggingface_preprocessor(preprocessing))
-    card = model_card(model, labels, preprocessing, provenance)
+    card = model_card(model, labels, preprocessing, provenance, has_head=has_head)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -148,6 +148,16 @@ class TestTransformers:
         assert card.data.library_name == "transformers"
         assert card.data.pipeline_tag == "image-classification"
         assert "converted_from" in card.text
+        loaded = tiny_loaded(labels=Labels(None, None))
+        bare = {name: value for name, value in loaded.tensors.items() if "head." not in name}
+        preprocessing = {"image_size": 64, "resize": 74, "mean": [0.1] * 3, "std": [1.0] * 3}
+        headless = loaded._replace(tensors=bare, preprocessing=preprocessing)
+        card = ModelCard.load(put(headless, tmp_path / "encoder", "huggingface") / "README.md")
+        assert card.data.pipeline_tag == "image-feature-extraction"
+        assert f"{sum(value.numel() for value in bare.values()):,}" in card.text
+        assert "mean 0.1, 0.1, 0.1" in card.text
+        said = verify(headless, tmp_path / "encoder", "huggingface")
+        assert "float64 features differ by" in said
 
     def test_verify_compares_both_precisions(self, tmp_path):
         path = put(tiny_loaded(), tmp_path / "hub", "huggingface")
