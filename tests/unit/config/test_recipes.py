@@ -72,6 +72,8 @@ def at_384(facts: Facts) -> Facts:
 
 
 TUNING_384 = presets(at_384(FINE_TUNING), at_384(PAPER_TUNING), at_384(MODERN))
+# ConvNeXt's decay over its 12 groups and the head is 0.8 from 22K, and 0.7 from 1K.
+TUNING_384_FROM_1K = TUNING_384 | {"modern": at_384(MODERN)._replace(layer_decay=0.83)}
 TUNING_224 = presets(FINE_TUNING, PAPER_TUNING, MODERN)
 PAPER_PRETRAINING = PRETRAINING._replace(kind="linear", weight_decay=0.01, clip=1.0)
 
@@ -82,17 +84,27 @@ V2_TUNING_384 = FINE_TUNING._replace(image_size=384, window=24)
 V2_MODERN_256 = MODERN._replace(image_size=256, window=16)
 V2_MODERN_384 = MODERN._replace(image_size=384, window=24)
 V2_DROP_PATH = {"b": 0.2, "l": 0.2}
+V2_SCRATCH_8 = SCRATCH._replace(image_size=256, window=8)
+V2_SCRATCH_16 = SCRATCH._replace(image_size=256, window=16)
+# Swin-MLP is of V1's paper, which clips at 1.
+MLP_SCRATCH = SCRATCH._replace(image_size=256, window=8)
 
 # Recipe: its presets, and the drop path of each model.
+SCRATCH_DROP_PATH = {"t": 0.2, "s": 0.3, "b": 0.5}
 DROP_PATH = {"t": 0.1, "s": 0.2, "b": 0.2, "l": 0.2}
 ROWS: dict[str, tuple[dict[str, Facts], dict[str, float]]] = {
     "swin_{}_22k": (presets(PRETRAINING, PAPER_PRETRAINING), DROP_PATH),
     "swin_{}_22k_to_1k_224": (TUNING_224, DROP_PATH),
     "swin_{}_22k_to_1k_384": (TUNING_384, DROP_PATH),
-    "swin_{}_1k": (
-        presets(SCRATCH, SCRATCH._replace(clip=1.0)), {"t": 0.2, "s": 0.3, "b": 0.5}
+    "swin_{}_1k": (presets(SCRATCH, SCRATCH._replace(clip=1.0)), SCRATCH_DROP_PATH),
+    "swin_{}_1k_to_384": (TUNING_384_FROM_1K, {"b": 0.5}),
+    "swin_mlp_{}_1k": (presets(SCRATCH, SCRATCH._replace(clip=1.0)), {"b": 0.5}),
+    "swin_mlp_t_{}_1k": (
+        presets(MLP_SCRATCH, MLP_SCRATCH._replace(clip=1.0)), {"c6": 0.2, "c12": 0.2, "c24": 0.2}
     ),
-    "swin_{}_1k_to_384": (TUNING_384, {"b": 0.5}),
+    "swin_t_{}_1k": (presets(MLP_SCRATCH, MLP_SCRATCH._replace(clip=1.0)), {"c24": 0.2}),
+    "swinv2_{}_1k_window8": (presets(V2_SCRATCH_8, V2_SCRATCH_8), SCRATCH_DROP_PATH),
+    "swinv2_{}_1k_window16": (presets(V2_SCRATCH_16, V2_SCRATCH_16), SCRATCH_DROP_PATH),
     "swin_{}_simmim_to_1k": (presets(SIMMIM, SIMMIM), {"b": 0.1}),
     "swinv2_{}_22k": (presets(V2_PRETRAINING, V2_PRETRAINING), V2_DROP_PATH),
     "swinv2_{}_22k_to_1k_256": (
@@ -148,9 +160,8 @@ def test_the_numbers_are_the_published_ones(name, preset, drop_path, facts):
     assert config.ema.decay == facts.ema
     small = preset == "modern" and config.model.variant == "swin_t"
     assert config.optim.layer_decay == (SMALL_MODEL_LAYER_DECAY if small else facts.layer_decay)
-    if config.data.eval_split is not None:
-        # Short side before the crop, always 8/7 of it; 384 is squashed.
-        assert config.eval.resize == {224: 256, 256: 292, 384: None}[facts.image_size]
+    # Short side before the crop, 8/7 of it rounded down; 384 is squashed.
+    assert config.eval.resize == {192: 219, 224: 256, 256: 292, 384: None}[facts.image_size]
     tuned_v2 = name.startswith("swinv2") and "_to_1k" in name
     windows_before = (12, 12, 12, 6) if tuned_v2 else (0, 0, 0, 0)
     assert config.model.pretrained_window_sizes == windows_before
@@ -265,6 +276,11 @@ UNDECAYED_IN_BLOCK_V2 = (
     "attn.q_bias", "attn.v_bias", "attn.proj.bias", "norm1.weight", "norm1.bias", "norm2.weight",
     "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias",
 )  # fmt: skip
+DECAYED_IN_BLOCK_MLP = ("spatial_mlp.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+UNDECAYED_IN_BLOCK_MLP = (
+    "spatial_mlp.bias", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "mlp.fc1.bias",
+    "mlp.fc2.bias",
+)  # fmt: skip
 UNDECAYED_IN_BLOCK = (
     "norm1.weight", "norm1.bias", "attn.relative_position_bias_table", "attn.qkv.bias",
     "attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias",
@@ -273,8 +289,13 @@ UNDECAYED_IN_BLOCK = (
 
 def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
     """Return, by name, whether a parameter decays and its layer, from the published structure."""
-    depths = DEPTHS[variant[-1]]
-    undecayed = UNDECAYED_IN_BLOCK_V2 if variant.startswith("swinv2") else UNDECAYED_IN_BLOCK
+    family, _, size = variant.replace("swin_mlp", "mlp").partition("_")
+    depths = DEPTHS[size[0]]
+    decayed, undecayed = {
+        "swin": (DECAYED_IN_BLOCK, UNDECAYED_IN_BLOCK),
+        "swinv2": (DECAYED_IN_BLOCK, UNDECAYED_IN_BLOCK_V2),
+        "mlp": (DECAYED_IN_BLOCK_MLP, UNDECAYED_IN_BLOCK_MLP),
+    }[family]
     top = sum(depths) + 1
     found = {"patch_embed.proj.weight": (True, 0), "head.weight": (True, top)}
     found |= {f"patch_embed.{name}": (False, 0) for name in ("proj.bias", "norm.weight")}
@@ -285,7 +306,7 @@ def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
         for block in range(blocks):
             layer += 1
             prefix = f"layers.{stage}.blocks.{block}."
-            found |= {prefix + name: (True, layer) for name in DECAYED_IN_BLOCK}
+            found |= {prefix + name: (True, layer) for name in decayed}
             found |= {prefix + name: (False, layer) for name in undecayed}
         if stage < 3:
             prefix = f"layers.{stage}.downsample."
@@ -306,6 +327,11 @@ def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
         ("swin_l_22k_to_1k_384", "repository", 1.0, 1e-8, 2, 196_735_516),
         ("swin_l_22k_to_1k_384", "modern", 0.9, 1e-8, 52, 196_735_516),
         ("swin_b_simmim_to_1k", "repository", 0.8, 0.05, 52, 87_768_224),
+        ("swin_t_c24_1k", "repository", 1.0, 0.05, 2, 28_306_432),
+        ("swin_b_1k_to_384", "modern", 0.83, 1e-8, 52, 87_903_584),
+        ("swin_mlp_t_c12_1k", "repository", 1.0, 0.05, 2, 21_152_072),
+        ("swin_mlp_b_1k", "paper", 1.0, 0.05, 2, 60_659_416),
+        ("swinv2_s_1k_window16", "repository", 1.0, 0.05, 2, 49_728_418),
         ("swinv2_b_22k", "repository", 1.0, 0.1, 2, 109_280_841),
         ("swinv2_b_22k_to_1k_256", "repository", 1.0, 1e-8, 2, 87_918_816),
         ("swinv2_l_22k_to_1k_384", "modern", 0.9, 1e-8, 52, 196_739_932),
