@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from pretrain.augment.policy import parse_policy
 from pretrain.config.schema import RunConfig
-from pretrain.data.manifest import Manifest
+from pretrain.data.manifest import Manifest, Split
 from pretrain.errors import ConfigError
 from pretrain.models.cost import count_forward_macs, count_parameters
 from pretrain.models.variants import Shape, check_image_size, shape_of
@@ -30,6 +30,8 @@ class Plan:
         num_classes: length of the class list and of the head.
         train_samples: images of an epoch.
         eval_samples: images of an evaluation; 0 without one.
+        probe_samples: images of an evaluation of the probe; 0 without one, or while its shards are
+            not built.
         shards: shard files of both splits; 0 while they are not built.
         data_bytes: size of those files.
         device: ``cuda`` or ``cpu``.
@@ -43,6 +45,8 @@ class Plan:
         total_steps: optimizer steps of the run.
         warmup_steps: steps of linear warm-up, part of the total.
         eval_every_steps: steps between evaluations.
+        evaluations: how often the run's own split is evaluated, if there is one.
+        probe_evaluations: how often the probe is; 0 without one.
         lr_scale: factor of the linear scaling rule; 1 without one.
         peak_lr: learning rate applied after the warm-up.
         warmup_lr: learning rate of step 0.
@@ -61,6 +65,7 @@ class Plan:
     num_classes: int
     train_samples: int
     eval_samples: int
+    probe_samples: int
     shards: int
     data_bytes: int
     device: str
@@ -74,6 +79,8 @@ class Plan:
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
+    evaluations: int
+    probe_evaluations: int
     lr_scale: float
     peak_lr: float
     warmup_lr: float
@@ -97,7 +104,12 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, manifest: Manifest | None, resources: Resources, *, free_disk_bytes: int
+    config: RunConfig,
+    manifest: Manifest | None,
+    resources: Resources,
+    *,
+    free_disk_bytes: int,
+    probe: Split | None = None,
 ) -> Plan:
     """Derive the plan.
 
@@ -106,6 +118,7 @@ def make_plan(
         manifest: of ``config.data.path``; None plans with ``data.expected_train_samples``.
         resources: the machines.
         free_disk_bytes: free space where the run directory lies.
+        probe: the split of ``eval.probe``; None without one, or while it is not built.
 
     Raises:
         ConfigError: the batch does not divide, the image does not suit the window, the class list
@@ -120,12 +133,15 @@ def make_plan(
     lr_scale = global_batch / (config.optim.lr_reference_batch or global_batch)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
     splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
+    probe_samples = 0 if probe is None else probe.samples
+    evaluations, probe_evaluations = _evaluations(config)
     return Plan(
         preset=config.preset,
         edition="" if manifest is None else manifest.edition,
         num_classes=config.model.num_classes,
         train_samples=train_samples,
         eval_samples=eval_samples,
+        probe_samples=probe_samples,
         shards=sum(len(split.shards) for split in splits),
         data_bytes=sum(split.bytes for split in splits),
         device=resources.device,
@@ -139,6 +155,8 @@ def make_plan(
         total_steps=total_steps,
         warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
         eval_every_steps=config.eval.every_epochs * steps_per_epoch,
+        evaluations=evaluations,
+        probe_evaluations=probe_evaluations,
         lr_scale=lr_scale,
         peak_lr=config.optim.lr * lr_scale,
         warmup_lr=config.schedule.warmup_lr * lr_scale,
@@ -151,7 +169,7 @@ def make_plan(
         free_disk_bytes=free_disk_bytes,
         cost=estimate_cost(
             train_images=total_steps * global_batch,
-            eval_images=eval_samples * math.ceil(config.schedule.epochs / config.eval.every_epochs),
+            eval_images=eval_samples * evaluations + probe_samples * probe_evaluations,
             forward_macs_per_image=macs,
             resources=resources,
         ),
@@ -230,6 +248,13 @@ def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
         )
     train = manifest.split(data.train_split).samples
     return train, 0 if data.eval_split is None else manifest.split(data.eval_split).samples
+
+
+def _evaluations(config: RunConfig) -> tuple[int, int]:
+    """How often the run's own split and the probe are evaluated; always at the end too."""
+    epochs, probe = config.schedule.epochs, config.eval.probe
+    own = 0 if config.data.eval_split is None else math.ceil(epochs / config.eval.every_epochs)
+    return own, 0 if probe is None else math.ceil(epochs / probe.every_epochs)
 
 
 def _split_names(config: RunConfig) -> list[str]:
