@@ -45,8 +45,6 @@ class Plan:
         total_steps: optimizer steps of the run.
         warmup_steps: steps of linear warm-up, part of the total.
         eval_every_steps: steps between evaluations.
-        evaluations: how often the run's own split is evaluated, if there is one.
-        probe_evaluations: how often the probe is; 0 without one.
         lr_scale: factor of the linear scaling rule; 1 without one.
         peak_lr: learning rate applied after the warm-up.
         warmup_lr: learning rate of step 0.
@@ -79,8 +77,6 @@ class Plan:
     total_steps: int
     warmup_steps: int
     eval_every_steps: int
-    evaluations: int
-    probe_evaluations: int
     lr_scale: float
     peak_lr: float
     warmup_lr: float
@@ -121,27 +117,24 @@ def make_plan(
         probe: the split of ``eval.probe``; None without one, or while it is not built.
 
     Raises:
-        ConfigError: the batch does not divide, the image does not suit the window, the class list
-            and the head differ, or the data is smaller than one step.
+        ConfigError: the batch, the image, the class list or the amount of data does not fit.
     """
     shape = _checked_shape(config)
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
     global_batch = config.batch.global_size
-    steps_per_epoch = _steps_per_epoch(config, train_samples)
-    total_steps = steps_per_epoch * config.schedule.epochs
+    steps_per_epoch, total_steps = _steps(config, train_samples)
     lr_scale = global_batch / (config.optim.lr_reference_batch or global_batch)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
     splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
-    probe_samples = 0 if probe is None else probe.samples
-    evaluations, probe_evaluations = _evaluations(config)
+    evaluated = _evaluated_images(config, eval_samples, probe)
     return Plan(
         preset=config.preset,
         edition="" if manifest is None else manifest.edition,
         num_classes=config.model.num_classes,
         train_samples=train_samples,
         eval_samples=eval_samples,
-        probe_samples=probe_samples,
+        probe_samples=0 if probe is None else probe.samples,
         shards=sum(len(split.shards) for split in splits),
         data_bytes=sum(split.bytes for split in splits),
         device=resources.device,
@@ -155,8 +148,6 @@ def make_plan(
         total_steps=total_steps,
         warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
         eval_every_steps=config.eval.every_epochs * steps_per_epoch,
-        evaluations=evaluations,
-        probe_evaluations=probe_evaluations,
         lr_scale=lr_scale,
         peak_lr=config.optim.lr * lr_scale,
         warmup_lr=config.schedule.warmup_lr * lr_scale,
@@ -167,12 +158,7 @@ def make_plan(
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
         checkpoints_kept=config.checkpoint.keep_last,
         free_disk_bytes=free_disk_bytes,
-        cost=estimate_cost(
-            train_images=total_steps * global_batch,
-            eval_images=eval_samples * evaluations + probe_samples * probe_evaluations,
-            forward_macs_per_image=macs,
-            resources=resources,
-        ),
+        cost=estimate_cost(total_steps * global_batch, evaluated, macs, resources),
     )
 
 
@@ -218,7 +204,8 @@ def _bytes_per_parameter_saved(config: RunConfig) -> int:
     return BYTES_PER_PARAMETER_SAVED + average
 
 
-def _steps_per_epoch(config: RunConfig, train_samples: int) -> int:
+def _steps(config: RunConfig, train_samples: int) -> tuple[int, int]:
+    """Return the steps of an epoch and of the run."""
     steps = train_samples // config.batch.global_size
     if steps == 0:
         raise ConfigError(
@@ -226,7 +213,7 @@ def _steps_per_epoch(config: RunConfig, train_samples: int) -> int:
             f"samples of split '{config.data.train_split}'; "
             f"give batch.global_size={_power_of_two(train_samples)} or more data"
         )
-    return steps
+    return steps, steps * config.schedule.epochs
 
 
 def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
@@ -250,11 +237,16 @@ def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
     return train, 0 if data.eval_split is None else manifest.split(data.eval_split).samples
 
 
-def _evaluations(config: RunConfig) -> tuple[int, int]:
-    """How often the run's own split and the probe are evaluated; always at the end too."""
-    epochs, probe = config.schedule.epochs, config.eval.probe
-    own = 0 if config.data.eval_split is None else math.ceil(epochs / config.eval.every_epochs)
-    return own, 0 if probe is None else math.ceil(epochs / probe.every_epochs)
+def times_evaluated(config: RunConfig, every_epochs: int) -> int:
+    """How often a split is evaluated that is every so many epochs, and at the end."""
+    return math.ceil(config.schedule.epochs / every_epochs)
+
+
+def _evaluated_images(config: RunConfig, eval_samples: int, probe: Split | None) -> int:
+    images = eval_samples * times_evaluated(config, config.eval.every_epochs)
+    if probe is not None and config.eval.probe is not None:
+        images += probe.samples * times_evaluated(config, config.eval.probe.every_epochs)
+    return images
 
 
 def _split_names(config: RunConfig) -> list[str]:

@@ -151,7 +151,7 @@ def test_a_probe_costs_time_and_is_named(tmp_path):
     config, without = load_run("swin_l_22k", PROBE), plan_of("swin_l_22k", PROBE)
     probe = manifest_of(tmp_path, classes=1000, train=10, validation=50_000).split("validation")
     plan = plan_of("swin_l_22k", PROBE, probe=probe)
-    assert (plan.evaluations, plan.probe_evaluations, plan.probe_samples) == (0, 23, 50_000)
+    assert (plan.probe_samples, without.probe_samples) == (50_000, 0)
     # 23 = 90 / 4 and the end; two operations for each multiply-add.
     flop = 23 * 50_000 * 2 * plan.forward_macs_per_image
     assert (plan.cost.exaflop - without.cost.exaflop) * 1e18 == pytest.approx(flop, rel=1e-6)
