@@ -122,9 +122,8 @@ def make_plan(
     shape = _checked_shape(config)
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
-    global_batch = config.batch.global_size
     steps_per_epoch, total_steps = _steps(config, train_samples)
-    lr_scale = global_batch / (config.optim.lr_reference_batch or global_batch)
+    lr_scale = _lr_scale(config)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
     splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
     evaluated = _evaluated_images(config, eval_samples, probe)
@@ -141,7 +140,7 @@ def make_plan(
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,
         resources_note=resources.note,
-        global_batch=global_batch,
+        global_batch=config.batch.global_size,
         micro_batch=micro_batch,
         accumulation=accumulation,
         steps_per_epoch=steps_per_epoch,
@@ -158,7 +157,7 @@ def make_plan(
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
         checkpoints_kept=config.checkpoint.keep_last,
         free_disk_bytes=free_disk_bytes,
-        cost=estimate_cost(total_steps * global_batch, evaluated, macs, resources),
+        cost=estimate_cost(total_steps * config.batch.global_size, evaluated, macs, resources),
     )
 
 
@@ -202,6 +201,10 @@ def _checked_shape(config: RunConfig) -> Shape:
 def _bytes_per_parameter_saved(config: RunConfig) -> int:
     average = 0 if config.ema.decay is None else BYTES_PER_AVERAGE_SAVED
     return BYTES_PER_PARAMETER_SAVED + average
+
+
+def _lr_scale(config: RunConfig) -> float:
+    return config.batch.global_size / (config.optim.lr_reference_batch or config.batch.global_size)
 
 
 def _steps(config: RunConfig, train_samples: int) -> tuple[int, int]:

@@ -79,7 +79,12 @@ def test_it_counts_what_plain_arithmetic_finds(case, capsys):
         for pair, images in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
     ]
     output = capsys.readouterr().out
-    assert f"{100 * right / VALIDATION_IMAGES:.2f}" in output
+    share = right / VALIDATION_IMAGES
+    error = (share * (1 - share) / VALIDATION_IMAGES) ** 0.5
+    assert found["top1_standard_error"] == pytest.approx(error)
+    assert re.search(rf" {100 * share:.2f} │ +{100 * error:.2f} │", output)
+    assert "± is the standard error of top-1" in output
+    assert "(raw of step 7, swin_t, 8 classes)" in output
     assert "short side to 36, centre 32x32 cut out (bicubic, antialiased); mean 0.4" in output
 
 
@@ -90,7 +95,9 @@ def test_names_are_the_sets_else_the_models(case):
     ]  # fmt: skip
     page = (case.export.cwd() / "evaluation" / f"{case.export.parent.name}-export.md").read_text()
     assert "model's n00000005" in page
-    assert "| images | of the class | class | taken for |" in page
+    assert "| images | of the class | class | taken for |\n| ---: | ---: | --- | --- |" in page
+    assert f"29 of 29 images, {len(SET_CLASSES)} of {len(SET_CLASSES)} classes" in page
+    assert "\n\n\n" not in page
 
 
 def test_the_whole_head_would_count_otherwise(case):
@@ -102,7 +109,7 @@ def test_the_whole_head_would_count_otherwise(case):
     assert everything / len(rows) != evaluate(case)["sets"][0]["top1_fraction"]
 
 
-def test_real_labels_count_any_right_answer_and_skip_images_without(case, tmp_path):
+def test_real_labels_count_any_right_answer_and_skip_images_without(case, tmp_path, capsys):
     numbers = numbers_of(case)
     order = sorted(SET_CLASSES)
     real = [[], [2], [0, 1]] * 10
@@ -118,6 +125,8 @@ def test_real_labels_count_any_right_answer_and_skip_images_without(case, tmp_pa
     assert found["images"] == len(judged) < VALIDATION_IMAGES
     assert found["top1_fraction"] == pytest.approx(sum(judged) / len(judged), abs=1e-12)
     assert 0 < sum(judged) < len(judged)
+    assert found["labels"] == str(tmp_path / "real.json")
+    assert "│ tiny, ReaL │ validation │" in capsys.readouterr().out
 
 
 def test_a_class_the_model_lacks_is_refused_by_its_id_or_left_out(case, tmp_path):
