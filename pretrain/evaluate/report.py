@@ -6,6 +6,7 @@ weights on the same images differ in no byte.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,17 +138,20 @@ def table_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def print_table(document: Mapping[str, Any]) -> None:
-    """Print the main table on standard output; in a log nothing of it is cut or folded."""
+    """Print the main table on standard output; names fold where it is narrow, numbers never."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
     for column, name in enumerate(HEAD):
-        table.add_column(name, justify="right" if column in NUMBERS else "left", no_wrap=True)
+        if column in NUMBERS:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
     for row in table_rows(document):
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else WIDTH_OF_LOGS, crop=False)
+    width = None if sys.stdout.isatty() else WIDTH_OF_LOGS
+    Console(highlight=False, width=width).print(table)
 
 
 def _percentages(found: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -21,6 +21,7 @@ from pretrain.data.manifest import read_manifest
 from pretrain.data.shards import ShardReader
 from pretrain.errors import CheckpointError, ConfigError, DataError, ModelError, PretrainError
 from pretrain.evaluate.__main__ import main
+from pretrain.evaluate.report import print_table
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,23 @@ def test_real_labels_count_any_right_answer_and_skip_images_without(case, tmp_pa
     assert 0 < sum(judged) < len(judged)
     assert found["labels"] == str(tmp_path / "real.json")
     assert "│ tiny, ReaL │ validation │" in capsys.readouterr().out
+
+
+def test_a_log_holds_whole_names_and_a_narrow_terminal_whole_numbers(case, monkeypatch, capsys):
+    found = evaluate(case)
+    (one,) = found["sets"]
+    one["edition"], one["images"] = "a set whose name is as long as that of imagenet_v2", 50_000
+    capsys.readouterr()
+    print_table(found)
+    assert one["edition"] in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(found)
+    output = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert {len(line) for line in output.splitlines()} == {80}
+    assert " 50,000 │" in output
+    assert f" {one['loss']:.4f} │" in output
+    assert "…" not in output
 
 
 def test_a_class_the_model_lacks_is_refused_by_its_id_or_left_out(case, tmp_path):
