@@ -121,6 +121,7 @@ CASES = [
     for preset, facts in of_row.items()
 ]
 
+GIANT = "swinv2_g_22k"
 PAPER_DROP_PATH = {"swin_b_1k_to_384": 0.1}
 SMALL_MODEL_LAYER_DECAY = 0.8
 """Of the modern preset for Swin-T, which has half the layers."""
@@ -135,7 +136,23 @@ def load(name: str, preset: str | None = None) -> tuple[Any, Any]:
 
 def test_every_recipe_is_here():
     swins = {name for name in config_names() if name.startswith("swin")}
-    assert swins == {name for name, *_ in CASES}
+    assert swins == {name for name, *_ in CASES} | {GIANT}
+
+
+@pytest.mark.parametrize("preset", ["repository", "paper"])
+def test_the_giant_is_the_papers_second_stage(preset):
+    """arXiv 2111.09883, appendix A2.2; the set of 70 million images is not published."""
+    config, plan = load(GIANT, preset)
+    assert (plan.parameters, plan.global_batch, plan.peak_lr) == (3_087_326_257, 9216, 1.4e-3)
+    assert plan.total_steps == 30 * (IMAGES_22K // 9216)
+    of_70_million = 30 * 70_000_000 / 9216
+    assert plan.warmup_steps / plan.total_steps == pytest.approx(20_000 / of_70_million, rel=2e-3)
+    optim, model, augment = config.optim, config.model, config.augment
+    assert (optim.weight_decay, optim.clip_grad_norm, optim.layer_decay) == (0.1, 100.0, 0.87)
+    assert (model.image_size, model.window_size, model.drop_path) == (192, 12, 0.3)
+    assert (augment.mixes, augment.erase_probability) == (False, 0.25)
+    assert config.schedule.kind == "cosine"
+    assert sum(plan.memory.values()) < 40 * 2**30  # of one of the paper's GPUs
 
 
 @pytest.mark.parametrize(("name", "preset", "drop_path", "facts"), CASES)
