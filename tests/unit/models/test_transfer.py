@@ -53,7 +53,10 @@ def test_weights_without_a_head_leave_a_fresh_one():
     weights, model = source_weights(0), target_model(5)
     report = transfer(weights, None, model, NARROW)
     assert not model.head.weight.any()
-    assert report.lines() == [f"{len(weights)} parameters copied", "head fresh"]
+    assert report.lines() == [
+        f"{len(weights)} parameters copied",
+        "head fresh, from zeros: the source has none",
+    ]
 
 
 def test_head_rows_follow_the_class_ids():
