@@ -34,6 +34,7 @@ from pretrain.models.swin import Swin
 from pretrain.models.transfer import transfer
 from pretrain.preflight import initial_weights_path
 from pretrain.run_directory import learning_sha256
+from pretrain.saving import Saver, open_store
 from pretrain.stop import StopRequest
 
 
@@ -45,10 +46,10 @@ class Parts:
     device: torch.device
     augment: Augment
     engine: Engine
-    store: CheckpointStore
     recorder: Recorder
     clock: Clock
     meter: Meter
+    saver: Saver
     stop: StopRequest
     steps_done: int
     bad_samples: list[BadSample] = field(default_factory=list)
@@ -69,6 +70,7 @@ def train(job: Job) -> str:
     stop = StopRequest()
     device = torch.device(job.device)
     torch.set_num_threads(job.threads)
+    store = open_store(job)
     reader, refusals = find_checkpoint(job)
     first_step = 0 if reader is None else reader.step
     with Recorder(
@@ -83,7 +85,7 @@ def train(job: Job) -> str:
         for refusal in refusals:
             recorder.event("checkpoint_refused", reason=refusal)
         recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
-        parts = connect(job, device, recorder, stop, first_step)
+        parts = connect(job, device, store, recorder, stop, first_step)
         if reader is not None:
             restore(parts, reader)
         outcome = run_steps(parts)
@@ -116,7 +118,12 @@ def find_checkpoint(job: Job) -> tuple[CheckpointReader | None, list[str]]:
 
 
 def connect(
-    job: Job, device: torch.device, recorder: Recorder, stop: StopRequest, first_step: int
+    job: Job,
+    device: torch.device,
+    store: CheckpointStore,
+    recorder: Recorder,
+    stop: StopRequest,
+    first_step: int,
 ) -> Parts:
     """Build every part; at the first step weights come from ``init_from``, if the config has it."""
     config, plan = job.config, job.plan
@@ -136,22 +143,22 @@ def connect(
         depths=model.layer_depths(),
         average=config.ema,
     )
+    meter = Meter()
+    clock = Clock(
+        global_batch=plan.global_batch,
+        total_steps=plan.total_steps,
+        evaluate_every_steps=every_steps(job),
+        save_every_steps=config.checkpoint.every_steps,
+    )
     return Parts(
         job=job,
         device=device,
         augment=Augment(config.augment, num_classes=plan.num_classes, seed=config.seed),
         engine=engine,
-        store=CheckpointStore(
-            job.run.checkpoints_dir, world=job.world, keep_last=config.checkpoint.keep_last
-        ),
         recorder=recorder,
-        clock=Clock(
-            global_batch=plan.global_batch,
-            total_steps=plan.total_steps,
-            evaluate_every_steps=every_steps(job),
-            save_every_steps=config.checkpoint.every_steps,
-        ),
-        meter=Meter(),
+        clock=clock,
+        meter=meter,
+        saver=Saver(job, store, engine, recorder, clock, meter),
         stop=stop,
         steps_done=first_step,
     )
@@ -189,13 +196,14 @@ def run_steps(parts: Parts) -> str:
                 result = parts.engine.train_step(micro_batches(parts, stream, step), lr)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)
             parts.steps_done = done = step + 1
+            parts.saver.report(done)
             last = done == plan.total_steps
             if done % config.log.every_steps == 0 or last:
                 record(parts, done, lr)
             if is_due(job, done):
                 measure_accuracy(parts, done)
             reason = None if last else parts.stop.agreed()
-            if done % config.checkpoint.every_steps == 0 or last or reason:
+            if parts.saver.is_due(done) or last or reason:
                 save(parts, done, must=last or reason is not None)
             if reason:
                 parts.recorder.event("stop_requested", signal=reason, step=done)
@@ -260,6 +268,8 @@ def rate(parts: Parts, step: int) -> float:
 def record(parts: Parts, done: int, lr: float) -> None:
     """Write the numbers of the interval that ends after ``done`` steps."""
     plan = parts.job.plan
+    if parts.job.world.rank == 0:
+        parts.saver.store.check_owner()
     values = parts.meter.read()
     values |= parts.clock.read()
     values["train/learning_rate"] = lr
@@ -286,43 +296,18 @@ def measure_accuracy(parts: Parts, done: int) -> None:
     with parts.clock.phase("evaluation"), parts.engine.computing_with(job.config.ema.given):
         measured = measure(job, done, parts.engine.logits, parts.device)
     parts.recorder.write(done, measured.values)
+    parts.saver.note_accuracy(done, measured.values)
     parts.bad_samples += measured.bad
     if dist.max_across_ranks(len(measured.bad)):
         report_bad_samples(parts, done)
 
 
 def save(parts: Parts, done: int, *, must: bool) -> None:
-    """Save the state after ``done`` steps; one that ``must`` be saved is not passed over.
-
-    A periodic save that fails (a full disk) leaves the older checkpoints whole: training goes on
-    and the event says so.
-    """
+    """Save the state after ``done`` steps; one that ``must`` be saved is waited for."""
     parts.recorder.progress(done, "saving")
     if dist.max_across_ranks(len(parts.bad_samples)):
         report_bad_samples(parts, done)
-    parts.recorder.sync()
-    with parts.clock.phase("save"):
-        try:
-            parts.store.save(
-                done,
-                parts.engine.fragments(),
-                shapes=parts.engine.parameter_shapes(),
-                state={
-                    "engine": parts.engine.state(),
-                    "clock": parts.clock.state(),
-                    "meter": parts.meter.state(),
-                    "data": parts.job.data_fingerprint,
-                },
-                samples_consumed=done * parts.job.plan.global_batch,
-                config_sha256=learning_sha256(parts.job.config),
-                classes=parts.job.manifest.classes,
-            )
-        except CheckpointError as error:
-            if must:
-                raise
-            parts.recorder.event("checkpoint_failed", step=done, reason=str(error))
-            return
-    parts.recorder.progress(done, "saving", last_checkpoint_step=done)
+    parts.saver.save(done, must=must)
 
 
 def finish(parts: Parts) -> None:

@@ -1,6 +1,7 @@
 """What the ranks of the checkpoint tests do: each function runs in every rank."""
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -12,7 +13,7 @@ from cases_engine import make_engine, mean_losses, train
 from torch import Tensor
 
 from pretrain import dist
-from pretrain.checkpoint import store as store_module
+from pretrain.checkpoint import snapshot
 from pretrain.checkpoint.resume import newest_valid, newest_valid_for_all
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine.engine import Engine
@@ -38,6 +39,12 @@ def restore(engine: Engine, world: World, directory: Path) -> None:
     reader, refusals = newest_valid_for_all(directory, rank=world.rank)
     assert reader is not None, refusals
     engine.load_fragments(reader.read, saved_shapes=reader.shapes, **reader.state)
+
+
+def listed(directory: Path) -> list[str]:
+    """What is there beside the one owner's working directory, and what is left in that."""
+    found = sorted(str(path.relative_to(directory)) for path in directory.rglob("*_*"))
+    return [name for name in found if not re.fullmatch(r"attempt_\d+|step_\d+/.*", name)]
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -138,11 +145,11 @@ def disk_errors(
     except CheckpointError as error:
         message = str(error)
     dist.barrier()
-    left = sorted(path.name for path in directory.iterdir())
+    left = listed(directory)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     dist.barrier()
     fake_save(world, directory, 3, elements=elements)
-    after = sorted(path.name for path in directory.iterdir())
+    after = listed(directory)
     return {"message": message, "left": left, "after": after}
 
 
@@ -203,17 +210,17 @@ def killed_mid_save(world: World, folder: str) -> None:
     fake_save(world, Path(folder), 1)
     if world.rank == 1:
 
-        def die(path: Path, content: bytes) -> None:
-            path.write_bytes(content[: len(content) // 2])
+        def die(path: Path, *parts: bytes) -> None:
+            path.write_bytes(parts[0][: len(parts[0]) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
 
-        store_module._write_synced = die
+        snapshot.write_synced = die
     fake_save(world, Path(folder), 2)
 
 
 def save_again(world: World, folder: str, step: int) -> list[str]:
     fake_save(world, Path(folder), step)
-    return sorted(path.name for path in Path(folder).iterdir())
+    return listed(Path(folder))
 
 
 def crash_points(_: World, folder: str, stride: int) -> dict[str, Any]:
@@ -268,7 +275,7 @@ def _check_next_save(directory: Path, newest: int, found: dict[str, Any], point:
         fake_save(World(), directory, newest + 1)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
-    names = sorted(path.name for path in directory.iterdir())
+    names = listed(directory)
     if status != 0 or names != [f"step_{newest + 1:08d}"]:
         found["bad"].append([point, status, names])
 

@@ -39,7 +39,10 @@ def save(directory: Path, step: int, *, keep_last: int = 2, drop: str = "") -> P
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    """What there is beside the working directory of the one attempt that owns all."""
+    found = sorted(path.name for path in directory.iterdir())
+    assert sum(name.startswith("attempt_") for name in found) == 1
+    return [name for name in found if not name.startswith("attempt_")]
 
 
 def test_saves_what_the_reader_reads(tmp_path):
