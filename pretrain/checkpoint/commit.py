@@ -23,9 +23,9 @@ from pretrain.checkpoint.layout import (
     step_of,
 )
 from pretrain.checkpoint.ownership import area_name, check_owner
-from pretrain.checkpoint.resume import first_damage
 from pretrain.checkpoint.retention import steps_kept
 from pretrain.checkpoint.snapshot import Snapshot, write_synced
+from pretrain.checkpoint.soundness import first_damage
 from pretrain.errors import CheckpointError, StorageError
 from pretrain.files import sync
 from pretrain.world import World
@@ -132,7 +132,7 @@ class Commit:
             files[path.name] = SavedFile(size, digest, read_fragments(path))
         manifest = replace(self.manifest, files=files)
         check_coverage(manifest, self.final)
-        write_synced(self._stage / MANIFEST_NAME, manifest.to_text().encode())
+        write_synced(self._stage / MANIFEST_NAME, [manifest.to_text().encode()])
         sync(self._stage)
         self.before_commit()
         if self.final.exists():  # unsound, or of another config: `_prepare` keeps any other

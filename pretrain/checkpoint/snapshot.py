@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -70,10 +70,10 @@ class Snapshot:
         """
         if sys.byteorder != "little":
             raise RuntimeError("safetensors files are little-endian; this machine is not")
-        return write_synced(path, self.header, self.values.numpy().data.cast("B"))
+        return write_synced(path, [self.header, self.values.numpy().data.cast("B")])
 
 
-def write_synced(path: Path, *parts: bytes | memoryview) -> str:
+def write_synced(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     """Write a new file, wait until it is on the disk, and return its SHA-256, hexadecimal.
 
     Raises:

@@ -110,7 +110,15 @@ def continue_runs(world: World, folder: str, pairs: list[list[Any]]) -> None:
         engine.close()
 
 
-def fake_save(world: World, directory: Path, step: int, *, elements: int = 1000) -> None:
+def fake_save(
+    world: World,
+    directory: Path,
+    step: int,
+    *,
+    elements: int = 1000,
+    store: CheckpointStore | None = None,
+    background: bool = False,
+) -> None:
     """Save two parameters without an engine, one half on each rank."""
     share = elements // world.size
     part = torch.full((share,), float(step))
@@ -120,7 +128,8 @@ def fake_save(world: World, directory: Path, step: int, *, elements: int = 1000)
         for kind in ("master", "exp_avg", "exp_avg_sq")
         for name in ("a.weight", "b.weight")
     }
-    CheckpointStore(directory, world=world, keep_last=1).save(
+    store = store or CheckpointStore(directory, world=world, keep_last=1)
+    store.save(
         step,
         fragments,
         shapes={"a.weight": (elements,), "b.weight": (elements,)},
@@ -128,6 +137,7 @@ def fake_save(world: World, directory: Path, step: int, *, elements: int = 1000)
         samples_consumed=step,
         config_sha256="c" * 64,
         classes=[],
+        background=background,
     )
 
 
@@ -210,7 +220,7 @@ def killed_mid_save(world: World, folder: str) -> None:
     fake_save(world, Path(folder), 1)
     if world.rank == 1:
 
-        def die(path: Path, *parts: bytes) -> None:
+        def die(path: Path, parts: list[bytes]) -> None:
             path.write_bytes(parts[0][: len(parts[0]) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
 

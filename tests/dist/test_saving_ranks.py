@@ -1,0 +1,53 @@
+"""Saves beside training over real ranks: the same bits, failures told, one owner."""
+
+from typing import Any
+
+import pytest
+from cases_checkpoint import LAST
+from ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict[str, Any]]:
+    return run_ranks("cases_saving:everything", 2, str(tmp_path_factory.mktemp("saving")))
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_saving_beside_training_changes_no_bit_and_every_checkpoint_resumes(ranks, stage):
+    for rank in ranks:
+        found = rank[f"beside{stage}"]
+        assert found["same"]
+        assert found["resumed"] == [True] * LAST
+        assert found["told"] == list(range(1, LAST + 1))
+        assert found["errors"] == []
+        assert found["overlapped"] == LAST - 1  # it did go on before they were written
+        assert found["waited"] > 0
+        assert found["written"] > 0.1  # two syncs of rank zero's slow disk at least
+
+
+def test_a_full_disk_in_the_background_is_told_and_the_next_save_succeeds(ranks):
+    for rank in ranks:
+        found = rank["failing"]
+        assert found["kind"] == "StorageError"
+        assert "rank 1: " in found["message"]
+        assert "No space left on device" in found["message"]
+        assert "1 older checkpoint is untouched" in found["message"]
+        assert found["left"] == ["step_00000001"]
+        assert found["after"] == ["step_00000003", "step_00000004"]
+        assert found["told"] == [3, 4]
+
+
+def test_a_defect_in_the_background_ends_training(ranks):
+    assert [rank["defect"] for rank in ranks] == ["a defect"] * 2
+
+
+def test_a_stale_attempt_writes_nothing(ranks):
+    for rank in ranks:
+        found = rank["fenced"]
+        for kind, message in found["messages"]:
+            assert kind == "OwnershipError"
+            assert "attempt 2 (process" in message
+            assert "has taken this run over from this one, attempt 1" in message
+        assert found["left"] == ["step_00000001"]
+        assert found["after"] == ["step_00000004"]
+        assert (found["attempt"], found["refusals"]) == (3, [])
