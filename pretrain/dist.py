@@ -17,10 +17,10 @@ import torch.distributed as torch_dist
 
 from pretrain.world import World, meeting_point
 
-_PATIENT = timedelta(days=30)
 _POLL_SECONDS = 0.005
 
 _control: torch_dist.ProcessGroup | None = None
+_timeout: timedelta | None = None
 
 
 def initialize(world: World, device: torch.device, timeout_seconds: int) -> None:
@@ -37,8 +37,8 @@ def initialize(world: World, device: torch.device, timeout_seconds: int) -> None
     Raises:
         LaunchError: several ranks, and the environment does not say where they meet.
     """
-    global _control
-    timeout = timedelta(seconds=timeout_seconds)
+    global _control, _timeout
+    _timeout = timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -99,9 +99,10 @@ def start_max_across_ranks(value: int) -> Callable[[], int]:
 def new_control_group() -> torch_dist.ProcessGroup:
     """Return another CPU (gloo) group of all ranks, for one thread beside the main one. Every rank.
 
-    Its collectives wait as long as the ranks live: who waits for that thread has the deadline.
+    With the timeout of the first.
     """
-    group = torch_dist.new_group(backend="gloo", timeout=_PATIENT)
+    group = torch_dist.new_group(backend="gloo", timeout=_timeout)
+    barrier()  # a rank that died now would leave others waiting for its connection
     return cast(torch_dist.ProcessGroup, group)
 
 

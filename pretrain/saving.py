@@ -28,6 +28,7 @@ def open_store(job: Job) -> CheckpointStore:
         keep_last=keep.keep_last,
         keep_best=keep.keep_best,
         keep_every_steps=keep.keep_every_steps,
+        background=keep.background,
     )
     store.claim(job.attempt)
     return store
@@ -85,7 +86,7 @@ class Saver:
                     config_sha256=learning_sha256(config),
                     classes=self.job.manifest.classes,
                     accuracy_fraction=self._accuracy(done),
-                    background=config.checkpoint.background and not must,
+                    wait=must,
                     # What the checkpoint implies must not be lost when the machine is.
                     before_commit=self.recorder.sync,
                 )

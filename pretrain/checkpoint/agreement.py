@@ -24,7 +24,7 @@ class Agreement:
     Args:
         directory: of the checkpoints, for messages about its disk.
         world: the place of this rank.
-        owner: number of the attempt that this one is; None before it has one.
+        area: name of this attempt's working directory; None before it has one.
         group: where the ranks speak; None in the main thread.
     """
 
@@ -33,12 +33,12 @@ class Agreement:
         directory: Path,
         *,
         world: World,
-        owner: int | None = None,
+        area: str | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
         self._directory = directory
         self._world = world
-        self._owner = owner
+        self._area = area
         self._group = group
 
     def on_rank_zero(self, work: Callable[[], Any]) -> Any:
@@ -77,9 +77,9 @@ class Agreement:
 
     def _explain(self, error: OSError) -> tuple[str, str]:
         """Say what an error of the file system means, and of which kind it is."""
-        if self._owner is not None:
+        if self._area is not None:
             try:
-                check_owner(self._directory, self._owner)
+                check_owner(self._directory, self._area)
             except OwnershipError as taken:
                 return "ownership", str(taken)
         message = f"{error.filename or self._directory}: cannot be written ({error.strerror})"

@@ -22,7 +22,7 @@ from pretrain.checkpoint.layout import (
     read_manifest,
     step_of,
 )
-from pretrain.checkpoint.ownership import area_name, check_owner
+from pretrain.checkpoint.ownership import check_owner
 from pretrain.checkpoint.retention import steps_kept
 from pretrain.checkpoint.snapshot import Snapshot, write_synced
 from pretrain.checkpoint.soundness import first_damage
@@ -47,8 +47,8 @@ class Commit:
     Attributes:
         directory: of the checkpoints.
         world: the place of this rank.
-        manifest: what the checkpoint will say about itself, but for its files; its ``attempt`` is
-            the owner of the directory.
+        area: name of the working directory of the attempt that owns ``directory``.
+        manifest: what the checkpoint will say about itself, but for its files.
         snapshot: this rank's part.
         keep: what is left of the others afterwards.
         before_commit: rank zero calls it before the checkpoint exists; what it implies is synced.
@@ -56,6 +56,7 @@ class Commit:
 
     directory: Path
     world: World
+    area: str
     manifest: CheckpointManifest
     snapshot: Snapshot
     keep: Keep
@@ -88,7 +89,7 @@ class Commit:
 
     @property
     def _area(self) -> Path:
-        return self.directory / area_name(self.manifest.attempt)
+        return self.directory / self.area
 
     @property
     def _stage(self) -> Path:
@@ -96,7 +97,7 @@ class Commit:
 
     def _prepare(self, size_bytes: int) -> str:
         """Rank zero: make room and the stage; "kept" if the same is there already."""
-        check_owner(self.directory, self.manifest.attempt)
+        check_owner(self.directory, self.area)
         for leftover in self._area.glob("step_*"):
             shutil.rmtree(leftover, ignore_errors=True)
         if self.final.is_dir():
@@ -124,7 +125,7 @@ class Commit:
         for rank, (size, digest) in enumerate(zip(sizes, digests, strict=True)):
             path = self._stage / file_name(rank)
             if not path.is_file() or path.stat().st_size != size:
-                check_owner(self.directory, self.manifest.attempt)
+                check_owner(self.directory, self.area)
                 raise StorageError(
                     f"{path}: written by another rank but not visible on rank zero; "
                     "expected a file system that all nodes share"

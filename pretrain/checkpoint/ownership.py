@@ -1,10 +1,15 @@
 """Who may change a directory of checkpoints: the attempt that took it over last. No torch.
 
-The owner has a working directory of its own, ``attempt_00000007``, and changes what the directory
-lists by renaming only: a finished checkpoint out of there, a doomed one into it. To take over is to
-make a working directory with a greater number and to remove all lesser ones. A stale attempt,
-however long it was frozen or cut off, then has nothing left to rename from. mkdir, rename and rmdir
-are atomic on every file system, shared ones included; no lock, clock or lease time is involved.
+The owner has a working directory of its own, ``attempt_00000007_9f3c1a2b``, and changes what the
+directory lists by renaming only: a finished checkpoint out of there, a doomed one into it. To take
+over is to make a working directory with a greater number and to remove all lesser ones. A stale
+attempt, however long it was frozen or cut off, then has nothing left to rename from. mkdir, rename
+and rmdir are atomic on every file system, shared ones included; no lock, clock or lease time is
+involved.
+
+Two that take over at once each make theirs first and look afterwards, so that at least one sees the
+other; who sees a greater one withdraws and tries again. The random part of a name makes sure that
+no removed directory ever comes back under a stale attempt.
 """
 
 import contextlib
@@ -23,22 +28,27 @@ from pretrain.files import read_json, replace_text
 OWNER_NAME = "owner.json"
 """In a working directory: who made it."""
 
-_AREA_NAME = re.compile(r"attempt_(\d{8,18})(\.old)?")
+_AREA_NAME = re.compile(r"attempt_(\d{8,18})_[0-9a-f]{8}(\.old)?")
 _REMOVE_SECONDS = 30.0
 
 
-def area_name(number: int) -> str:
-    """Return the name of an attempt's working directory."""
-    return f"attempt_{number:08d}"
+def number_of(area: str) -> int:
+    """Return the number in a working directory's name; 0 for any other name."""
+    match = _AREA_NAME.fullmatch(area)
+    return int(match[1]) if match else 0
 
 
-def numbers_taken(directory: Path) -> dict[Path, int]:
-    """Return the working directories, those being removed included, with their numbers."""
-    matches = {path: _AREA_NAME.fullmatch(path.name) for path in directory.iterdir()}
-    return {path: int(match[1]) for path, match in matches.items() if match}
+def areas(directory: Path) -> list[Path]:
+    """Return the working directories, those being removed included, by rank: the owner's last."""
+    found = [path for path in directory.iterdir() if number_of(path.name)]
+    return sorted(found, key=_precedence)
 
 
-def take_over(directory: Path, attempt: int) -> int:
+def _precedence(area: Path) -> tuple[int, str]:
+    return number_of(area.name), area.name
+
+
+def take_over(directory: Path, attempt: int) -> str:
     """Become the owner of a directory of checkpoints, which is made if missing. Rank zero.
 
     When this returns, no attempt before can add or delete a checkpoint any more; what it was
@@ -46,63 +56,70 @@ def take_over(directory: Path, attempt: int) -> int:
 
     Args:
         directory: of the checkpoints.
-        attempt: number that is wanted; a greater one is taken if there were as many owners before.
+        attempt: number that is wanted; a greater one is taken where it was taken before.
 
     Returns:
-        The number taken, greater than every one before.
+        Name of the working directory, with a number no less than any before.
 
     Raises:
         OwnershipError: another attempt took over in the meantime.
+        StorageError: what an attempt before left cannot be removed.
         OSError: the directory cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    number = max(attempt, 1 + max(numbers_taken(directory).values(), default=0))
+    number = attempt
     while True:
-        try:
-            (directory / area_name(number)).mkdir()
+        others = areas(directory)
+        number = max(number, 1 + max((number_of(area.name) for area in others), default=0))
+        mine = directory / f"attempt_{number:08d}_{os.urandom(4).hex()}"
+        mine.mkdir()
+        others = areas(directory)
+        if others[-1] == mine:
             break
-        except FileExistsError:  # another attempt starts at this very moment
-            number += 1
-    for area, other in numbers_taken(directory).items():
-        if other < number:
-            _remove(area)
+        _remove(mine)  # another attempt came in between; what it removed may include this one
+    for area in others[:-1]:
+        _remove(area)
     for leftover in directory.glob(f"step_*{TEMPORARY_SUFFIX}"):
         shutil.rmtree(leftover, ignore_errors=True)
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     try:
-        replace_text(directory / area_name(number) / OWNER_NAME, json.dumps(owner) + "\n")
+        replace_text(mine / OWNER_NAME, json.dumps(owner) + "\n")
     except FileNotFoundError:
-        check_owner(directory, number)
+        check_owner(directory, mine.name)
         raise
-    return number
+    return mine.name
 
 
-def check_owner(directory: Path, number: int) -> None:
+def check_owner(directory: Path, area: str) -> None:
     """Make sure that nobody took a directory over. Any rank.
+
+    Args:
+        directory: of the checkpoints.
+        area: name of this attempt's working directory.
 
     Raises:
         OwnershipError: somebody did; says who.
     """
     try:
-        (directory / area_name(number)).stat()
+        (directory / area).stat()
         return
     except FileNotFoundError:
         pass
     except OSError:  # the file system is in trouble, which says nothing about owners
         return
-    newer: dict[Path, int] = {}
+    newer: list[Path] = []
     with contextlib.suppress(OSError):
-        newer = {path: n for path, n in numbers_taken(directory).items() if n > number}
+        newer = [path for path in areas(directory) if _precedence(path) > _precedence(Path(area))]
     if not newer:
         raise OwnershipError(
-            f"{directory / area_name(number)}: was deleted under this attempt, which can save "
-            "nothing without it; start the run again"
+            f"{directory / area}: was deleted under this attempt, which can save nothing without "
+            "it; start the run again"
         )
-    area = max(newer, key=lambda path: newer[path])
-    owner = read_json(area / OWNER_NAME) or {}
+    owner = read_json(newer[-1] / OWNER_NAME) or {}
     raise OwnershipError(
-        f"{directory}: attempt {newer[area]} (process {owner.get('pid')} on {owner.get('host')}) "
-        f"has taken this run over from this one, attempt {number}, which therefore ends"
+        f"{directory}: attempt {number_of(newer[-1].name)} (process {owner.get('pid')} on "
+        f"{owner.get('host')}) has taken this run over from this one, attempt {number_of(area)}, "
+        "which therefore ends"
     )
 
 

@@ -20,7 +20,7 @@ from pretrain import dist
 from pretrain.checkpoint.agreement import Agreement
 from pretrain.checkpoint.commit import Commit, Keep
 from pretrain.checkpoint.layout import CheckpointManifest
-from pretrain.checkpoint.ownership import check_owner, take_over
+from pretrain.checkpoint.ownership import check_owner, number_of, take_over
 from pretrain.checkpoint.snapshot import Snapshot
 from pretrain.errors import CheckpointError
 from pretrain.world import World
@@ -55,6 +55,7 @@ class CheckpointStore:
         keep_last: newest checkpoints kept, at least 1.
         keep_best: checkpoints with the highest accuracy kept besides.
         keep_every_steps: checkpoints at multiples of this step are kept for ever.
+        background: write in a thread what need not be waited for.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class CheckpointStore:
         keep_last: int,
         keep_best: int = 0,
         keep_every_steps: int | None = None,
+        background: bool = False,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last: expected at least 1, got {keep_last}")
@@ -72,12 +74,13 @@ class CheckpointStore:
         self._world = world
         self._keep = Keep(keep_last, keep_best, keep_every_steps)
         self._snapshot = Snapshot()
-        self._owner: int | None = None
-        self._group: ProcessGroup | None = None
+        self._area: str | None = None
+        # Made now: a rank that dies while its peers connect is only noticed by their timeout.
+        self._group = dist.new_control_group() if background else None
         self._running: Future[Finished] | None = None
         self._finished: list[Finished] = []
 
-    def claim(self, attempt: int = 1) -> int:
+    def claim(self, attempt: int = 1) -> str:
         """Take the directory over from every attempt before. Every rank.
 
         Before it looks for the checkpoint to go on from, so that nothing newer can appear.
@@ -86,14 +89,14 @@ class CheckpointStore:
             attempt: number of this life of the run.
 
         Returns:
-            The number under which this attempt owns the directory, at least ``attempt``.
+            Name of this attempt's working directory in it.
 
         Raises:
             CheckpointError: it cannot be written, on every rank alike.
         """
         agreement = Agreement(self._directory, world=self._world)
-        self._owner = int(agreement.on_rank_zero(lambda: take_over(self._directory, attempt)))
-        return self._owner
+        self._area = area = str(agreement.on_rank_zero(lambda: take_over(self._directory, attempt)))
+        return area
 
     def check_owner(self) -> None:
         """Make sure that no other attempt has taken the directory over. Any rank.
@@ -101,8 +104,8 @@ class CheckpointStore:
         Raises:
             OwnershipError: one has, and nothing of this attempt's counts any more.
         """
-        if self._owner is not None:
-            check_owner(self._directory, self._owner)
+        if self._area is not None:
+            check_owner(self._directory, self._area)
 
     def save(
         self,
@@ -115,7 +118,7 @@ class CheckpointStore:
         config_sha256: str,
         classes: Sequence[str],
         accuracy_fraction: float | None = None,
-        background: bool = False,
+        wait: bool = True,
         before_commit: Callable[[], None] = lambda: None,
     ) -> Path:
         """Save the state after ``step`` optimizer steps. Every rank.
@@ -132,19 +135,20 @@ class CheckpointStore:
             config_sha256: digest of the run's config.
             classes: ordered WordNet ids of the head's rows.
             accuracy_fraction: top-1 measured after this very step, 0 to 1.
-            background: return once the state is copied; `finished` tells how it ended.
+            wait: return when it is on the disk. Otherwise, in a store that writes in the
+                background, once the state is copied; `finished` tells how it ended.
             before_commit: called on rank zero, perhaps in another thread, when all but the commit
                 is done.
 
         Returns:
-            The checkpoint's directory, which in the background does not exist yet.
+            The checkpoint's directory, which need not exist yet where nobody waited.
 
         Raises:
             CheckpointError: it could not be written, on every rank alike and whichever rank had
-                the problem; older checkpoints are untouched. Not in the background.
+                the problem; older checkpoints are untouched. Not from the background.
         """
         self._wait()
-        owner = self.claim() if self._owner is None else self._owner
+        area = self.claim() if self._area is None else self._area
         self._snapshot.take(fragments)
         manifest = CheckpointManifest(
             step=step,
@@ -155,13 +159,15 @@ class CheckpointStore:
             shapes={name: tuple(shape) for name, shape in shapes.items()},
             state=dict(state),
             files={},
-            attempt=owner,
+            attempt=number_of(area),
             accuracy_fraction=accuracy_fraction,
         )
         commit = Commit(
-            self._directory, self._world, manifest, self._snapshot, self._keep, before_commit
+            self._directory, self._world, area, manifest, self._snapshot, self._keep, before_commit
         )
-        return self._begin(commit) if background else self._carry_out(commit)
+        if wait or self._group is None:
+            return self._carry_out(commit)
+        return self._begin(commit, self._agreement(self._group))
 
     def finished(self) -> list[Finished]:
         """Return how saves ended since the last call; waits for none. Any rank.
@@ -180,10 +186,7 @@ class CheckpointStore:
         self._finished.append(finished)
         return commit.final
 
-    def _begin(self, commit: Commit) -> Path:
-        if self._group is None:
-            self._group = dist.new_control_group()
-        agreement = self._agreement(self._group)
+    def _begin(self, commit: Commit, agreement: Agreement) -> Path:
         running: Future[Finished] = Future()
 
         def work() -> None:
@@ -198,7 +201,7 @@ class CheckpointStore:
         return commit.final
 
     def _agreement(self, group: ProcessGroup | None) -> Agreement:
-        return Agreement(self._directory, world=self._world, owner=self._owner, group=group)
+        return Agreement(self._directory, world=self._world, area=self._area, group=group)
 
     def _wait(self) -> None:
         """Wait for the save in the background, if there is one."""

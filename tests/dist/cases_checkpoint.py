@@ -44,7 +44,7 @@ def restore(engine: Engine, world: World, directory: Path) -> None:
 def listed(directory: Path) -> list[str]:
     """What is there beside the one owner's working directory, and what is left in that."""
     found = sorted(str(path.relative_to(directory)) for path in directory.rglob("*_*"))
-    return [name for name in found if not re.fullmatch(r"attempt_\d+|step_\d+/.*", name)]
+    return [name for name in found if not re.fullmatch(r"attempt_\w+|step_\d+/.*", name)]
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -117,7 +117,7 @@ def fake_save(
     *,
     elements: int = 1000,
     store: CheckpointStore | None = None,
-    background: bool = False,
+    wait: bool = True,
 ) -> None:
     """Save two parameters without an engine, one half on each rank."""
     share = elements // world.size
@@ -137,7 +137,7 @@ def fake_save(
         samples_consumed=step,
         config_sha256="c" * 64,
         classes=[],
-        background=background,
+        wait=wait,
     )
 
 

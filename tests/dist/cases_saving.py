@@ -46,11 +46,11 @@ def beside_training(world: World, root: Path, stage: int) -> dict[str, Any]:
 
     os.fsync = slow_sync
     engine = make_engine(world, stage, clip=1.0)
-    store = CheckpointStore(root, world=world, keep_last=LAST)
+    store = CheckpointStore(root, world=world, keep_last=LAST, background=True)
     overlapped = 0
     for step in range(LAST):
         train(engine, world, range(step, step + 1))
-        save(store, engine, step + 1, background=step + 1 < LAST)
+        save(store, engine, step + 1, wait=step + 1 == LAST)
         overlapped += not (root / f"step_{step + 1:08d}").exists()
         dist.barrier()
     same = equal(engine.fragments(), states[-1])
@@ -77,7 +77,7 @@ def beside_training(world: World, root: Path, stage: int) -> dict[str, Any]:
     }
 
 
-def save(store: CheckpointStore, engine: Any, step: int, *, background: bool) -> None:
+def save(store: CheckpointStore, engine: Any, step: int, *, wait: bool) -> None:
     store.save(
         step,
         engine.live_fragments(),
@@ -86,13 +86,13 @@ def save(store: CheckpointStore, engine: Any, step: int, *, background: bool) ->
         samples_consumed=16 * step,
         config_sha256="c" * 64,
         classes=[],
-        background=background,
+        wait=wait,
     )
 
 
 def failing(world: World, directory: Path) -> dict[str, Any]:
     """Rank 1's disk is full during a save in the background; the next one finds room."""
-    store = CheckpointStore(directory, world=world, keep_last=2)
+    store = CheckpointStore(directory, world=world, keep_last=2, background=True)
     fake_save(world, directory, 1, store=store)
     if world.rank == 1:
 
@@ -100,7 +100,7 @@ def failing(world: World, directory: Path) -> dict[str, Any]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
         snapshot.write_synced = full
-    fake_save(world, directory, 2, store=store, background=True)
+    fake_save(world, directory, 2, store=store, wait=False)
     told = store.finished()[:1]
     while len(told) < 2:
         told += store.finished()
@@ -109,7 +109,7 @@ def failing(world: World, directory: Path) -> dict[str, Any]:
     dist.barrier()
     left = listed(directory)
     dist.barrier()
-    fake_save(world, directory, 3, store=store, background=True)
+    fake_save(world, directory, 3, store=store, wait=False)
     fake_save(world, directory, 4, store=store)
     return {
         "kind": type(told[1].error).__name__,
@@ -127,8 +127,8 @@ def defect(world: World, directory: Path) -> str:
         raise ZeroDivisionError("a defect")
 
     snapshot.write_synced = broken
-    store = CheckpointStore(directory, world=world, keep_last=2)
-    fake_save(world, directory, 1, store=store, background=True)
+    store = CheckpointStore(directory, world=world, keep_last=2, background=True)
+    fake_save(world, directory, 1, store=store, wait=False)
     try:
         fake_save(world, directory, 2, store=store)
     except ZeroDivisionError as error:

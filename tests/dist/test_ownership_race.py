@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpoint.ownership import area_name, check_owner, take_over
+from pretrain.checkpoint.ownership import check_owner, number_of, take_over
 from pretrain.errors import OwnershipError
 
 ATTEMPTS = 4
@@ -22,21 +22,21 @@ def attempt(directory: Path, log: Path, begin: float, seed: int) -> None:
     time.sleep(max(0.0, begin - time.monotonic()) + draws.random() * 0.02)
     lines: list[list] = []
     try:
-        number = take_over(directory, 1)
+        area = directory / take_over(directory, 1)
+        number = number_of(area.name)
         seen = sorted(path.name for path in directory.glob("step_*"))
-        lines.append(["owner", number, time.monotonic(), seen])
-        area = directory / area_name(number)
+        lines.append(["owner", area.name, time.monotonic(), seen])
         end = time.monotonic() + 0.03
         count = 0
         while time.monotonic() < end:
             count += 1
-            name = f"step_{number:04d}{count:06d}"
+            name = f"step_{number:04d}{os.getpid():09d}{count:06d}"
             (area / name).mkdir()
             (area / name / "half").write_text("1")
             (area / name / "whole").write_text("2")
             began = time.monotonic()
             (area / name).rename(directory / name)
-            lines.append(["commit", number, began, name])
+            lines.append(["commit", area.name, began, name])
     except (OSError, OwnershipError) as error:
         lines.append(["fenced", type(error).__name__, 0.0, str(error)])
     log.write_text(json.dumps(lines))
@@ -72,7 +72,7 @@ def race(root: Path, number: int) -> tuple[int, int]:
         assert sorted(os.listdir(directory / "c" / name)) == ["half", "whole"]
     last = max(owners)
     check_owner(directory / "c", last)
-    assert [path.name for path in (directory / "c").glob("attempt_*")] == [area_name(last)]
+    assert [path.name for path in (directory / "c").glob("attempt_*")] == [last]
     fenced = sum(line[0] == "fenced" for line in lines)
     shutil.rmtree(directory)
     return len({who for who, _, _ in commits}), fenced

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.checkpoint.retention import steps_kept
@@ -23,6 +23,7 @@ def test_nothing_is_kept_of_nothing():
     assert steps_kept({}, keep_last=3, keep_best=2, keep_every_steps=5) == set()
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.integers(1, 500), st.none() | st.floats(0, 1), min_size=1),
     st.integers(1, 5),

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -10,6 +10,7 @@ from pretrain.checkpoint.layout import read_fragments
 from pretrain.checkpoint.snapshot import Snapshot
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=6))
 def test_writes_what_safetensors_reads(tmp_path_factory, lengths):
     path = tmp_path_factory.mktemp("snapshot") / "rank_00000.safetensors"
