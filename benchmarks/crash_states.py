@@ -99,6 +99,30 @@ def make_states(rank: int, ranks: int, directory: Path, stage: Stage) -> None:
         save_engine(store, engine, step)
 
 
+def make_noise(rank: int, ranks: int, directory: Path) -> None:
+    """Save states that no engine made, for a sweep that must begin at once. Every rank."""
+    world = join(rank, ranks)
+    store = CheckpointStore(directory, world=world, keep_last=LAST)
+    elements = 6000
+    share = elements // ranks
+    for step in range(OLD, LAST + 1):
+        generator = torch.Generator().manual_seed(step * ranks + rank)
+        fragments = {
+            f"{kind}|{name}|{rank * share}": torch.randn(share, generator=generator)
+            for kind in ("master", "exp_avg", "exp_avg_sq")
+            for name in ("a.weight", "b.weight")
+        }
+        store.save(
+            step,
+            fragments,
+            shapes={"a.weight": (elements,), "b.weight": (elements,)},
+            state={"optimizer_step": step},
+            samples_consumed=step * BATCH,
+            config_sha256="c" * 64,
+            classes=[],
+        )
+
+
 def resume_engine(rank: int, ranks: int, checkpoint: Path, stage: Stage, out: Path) -> None:
     """Go on from a checkpoint to the end and save that. Every rank."""
     world = join(rank, ranks)

@@ -1,7 +1,7 @@
 """Two ranks that die at a chosen system call: forked from a warm process, killed by strace.
 
-A rank's work calls ``gate()`` where the danger begins. Under strace the target dies by SIGKILL on
-entering its n-th system call of `SYSCALLS` after that, in whichever thread comes to its n-th first.
+A rank's work calls ``gate()`` where the danger begins, in the thread that is to be followed. Under
+strace the target dies by SIGKILL on entering that thread's n-th call of a kind from there on.
 Where there is no strace, a shim around Python's own calls does it, and dies with half of a write on
 the disk.
 """
@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ SHIMMED = ("mkdir", "open", "write", "fsync", "rename", "replace", "link", "unli
 SURVIVOR_SECONDS = 20.0
 """For the other rank to notice that its peer is gone; then it is killed."""
 RANK_SECONDS = 240.0
+_TRACED = re.compile(r"TracerPid:\s+[1-9]")
+_CALL = re.compile(r"(\w+)\(")
 
 Work = Callable[[int, int, Callable[[], None]], None]
 """Called with rank, number of ranks and the gate."""
@@ -53,6 +57,7 @@ class _Rank:
     pid: int
     ready: int
     go: int
+    thread: int = 0
 
 
 def has_strace() -> bool:
@@ -63,11 +68,12 @@ def has_strace() -> bool:
     return done.returncode == 0
 
 
-def list_points(work: Work, root: Path, target: int, *, ranks: int = 2) -> list[int]:
-    """Return the numbers of the target's calls that change, create or sync something in ``root``.
+Point = tuple[str, int]
+"""A system call and which of its kind, from 1; under the shim any kind and which of all."""
 
-    Numbers count all calls of `SYSCALLS` in the thread that makes most of these, from 1.
-    """
+
+def list_points(work: Work, root: Path, target: int, *, ranks: int = 2) -> list[Point]:
+    """Return the target's calls that change, create or sync something in ``root``, in order."""
     log = root.parent / f"{root.name}.strace"
     with _running(work, ranks) as started:
         _traced(started, target, log, None)
@@ -75,14 +81,16 @@ def list_points(work: Work, root: Path, target: int, *, ranks: int = 2) -> list[
         codes = [_wait(rank.pid, RANK_SECONDS) for rank in started]
     if codes != [0] * ranks:
         raise RuntimeError(f"a run without kills ended with {codes}")
-    threads: dict[str, list[bool]] = {}
+    seen: Counter[str] = Counter()
+    points = []
     for line in log.read_text(errors="replace").splitlines():
-        thread, _, call = line.partition(" ")
-        if re.match(r"\s*\w+\(", call):
-            threads.setdefault(thread, []).append(_changes(call, root))
+        match = _CALL.match(line)
+        if match is not None:
+            seen[match[1]] += 1
+            if _changes(line, root):
+                points.append((match[1], seen[match[1]]))
     log.unlink()
-    calls = max(threads.values(), key=sum)
-    return [number for number, changes in enumerate(calls, 1) if changes]
+    return points
 
 
 def _changes(call: str, root: Path) -> bool:
@@ -93,11 +101,18 @@ def _changes(call: str, root: Path) -> bool:
 
 
 def kill_at(
-    work: Work, root: Path, target: int, point: int, *, all_ranks: bool, shim: bool, ranks: int = 2
+    work: Work,
+    root: Path,
+    target: int,
+    point: Point,
+    *,
+    all_ranks: bool,
+    shim: bool,
+    ranks: int = 2,
 ) -> Death:
     """Run the ranks and kill the target at one point; then the others too, or watch them."""
     log = root.parent / f"{root.name}.strace"
-    with _running(work, ranks, (target, point, root) if shim else None) as started:
+    with _running(work, ranks, (target, point[1], root) if shim else None) as started:
         if not shim:
             _traced(started, target, log, point)
         _open_gates(started)
@@ -137,7 +152,7 @@ def _running(
     started = [_fork(work, rank, ranks, shim) for rank in range(ranks)]
     try:
         for rank in started:
-            os.read(rank.ready, 1)
+            rank.thread = int.from_bytes(os.read(rank.ready, 8), "little")
         yield started
     finally:
         for rank in started:
@@ -163,7 +178,7 @@ def _fork(work: Work, rank: int, ranks: int, shim: tuple[int, int, Path] | None)
         os.close(go)
 
         def gate() -> None:
-            os.write(tell_ready, b"r")
+            os.write(tell_ready, threading.get_native_id().to_bytes(8, "little"))
             os.read(wait_go, 1)
             if shim is not None and shim[0] == rank:
                 _install_shim(shim[1], shim[2])
@@ -183,23 +198,20 @@ def _open_gates(started: list[_Rank]) -> None:
         os.write(rank.go, b"g")
 
 
-def _traced(started: list[_Rank], target: int, log: Path, point: int | None) -> None:
-    """Attach strace to a rank and wait until it has every thread."""
-    pid = started[target].pid
-    command = ["strace", "-f", "-qq", "-y", "-o", str(log), "-e", f"trace={SYSCALLS}"]
+def _traced(started: list[_Rank], target: int, log: Path, point: Point | None) -> None:
+    """Attach strace to a rank's thread and wait until it is."""
+    rank = started[target]
+    command = ["strace", "-qq", "-y", "-o", str(log), "-e", f"trace={SYSCALLS}"]
     if point is not None:
-        command += ["-e", f"inject={SYSCALLS}:signal=KILL:when={point}"]
-    subprocess.Popen([*command, "-p", str(pid)], stdout=subprocess.DEVNULL)
+        command += ["-e", f"inject={point[0]}:signal=KILL:when={point[1]}"]
+    subprocess.Popen(
+        [*command, "-p", str(rank.thread)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 20
-    while not all(_tracer(path) for path in Path(f"/proc/{pid}/task").glob("*/status")):
+    while not _TRACED.search(Path(f"/proc/{rank.pid}/task/{rank.thread}/status").read_text()):
         if time.monotonic() > deadline:
             raise RuntimeError("strace did not attach; may this user trace (ptrace_scope)?")
         time.sleep(0.002)
-
-
-def _tracer(status: Path) -> bool:
-    match = re.search(r"TracerPid:\s+(\d+)", status.read_text())
-    return match is not None and match[1] != "0"
 
 
 _ended: dict[int, int] = {}
