@@ -90,34 +90,51 @@ def save(store: CheckpointStore, engine: Any, step: int, *, wait: bool) -> None:
     )
 
 
+class BrokenDisk:
+    """The ``os`` that a module sees, with one call that fails."""
+
+    def __init__(self, call: str, number: int) -> None:
+        self._call, self._number = call, number
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self._call:
+            return getattr(os, name)
+
+        def fail(*_: object) -> None:
+            raise OSError(self._number, os.strerror(self._number))
+
+        return fail
+
+
+FAULTS = {
+    "full": ("write", errno.ENOSPC),
+    "quota": ("write", errno.EDQUOT),
+    "read_only": ("open", errno.EROFS),
+    "stale": ("fsync", errno.ESTALE),
+    "broken": ("fsync", errno.EIO),
+}
+
+
 def failing(world: World, directory: Path) -> dict[str, Any]:
-    """Rank 1's disk is full during a save in the background; the next one finds room."""
+    """Rank 1's disk fails during saves in the background; the ones after it find it mended."""
     store = CheckpointStore(directory, world=world, keep_last=2, background=True)
     fake_save(world, directory, 1, store=store)
-    if world.rank == 1:
-
-        def full(path: Path, _: list[bytes]) -> str:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-        snapshot.write_synced = full
-    fake_save(world, directory, 2, store=store, wait=False)
-    told = store.finished()[:1]
-    while len(told) < 2:
-        told += store.finished()
-        time.sleep(0.01)
-    snapshot.write_synced = _write
-    dist.barrier()
-    left = listed(directory)
-    dist.barrier()
+    found: dict[str, Any] = {}
+    for name, (call, number) in FAULTS.items():
+        if world.rank == 1:
+            snapshot.os = BrokenDisk(call, number)  # pyright: ignore[reportAttributeAccessIssue]
+        fake_save(world, directory, 2, store=store, wait=False)
+        told = store.finished()
+        while not told or told[-1].step != 2:
+            told += store.finished()
+            time.sleep(0.01)
+        snapshot.os = os
+        found[name] = [type(told[-1].error).__name__, str(told[-1].error), listed(directory)]
+        dist.barrier()
     fake_save(world, directory, 3, store=store, wait=False)
     fake_save(world, directory, 4, store=store)
-    return {
-        "kind": type(told[1].error).__name__,
-        "message": str(told[1].error),
-        "left": left,
-        "after": listed(directory),
-        "told": [saved.step for saved in store.finished()],
-    }
+    found["after"] = [listed(directory), [saved.step for saved in store.finished()]]
+    return found
 
 
 def defect(world: World, directory: Path) -> str:

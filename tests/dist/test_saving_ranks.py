@@ -25,16 +25,31 @@ def test_saving_beside_training_changes_no_bit_and_every_checkpoint_resumes(rank
         assert found["written"] > 0.1  # two syncs of rank zero's slow disk at least
 
 
-def test_a_full_disk_in_the_background_is_told_and_the_next_save_succeeds(ranks):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("full", "No space left on device"),
+        ("quota", "Disk quota exceeded"),
+        ("read_only", "Read-only file system"),
+        ("stale", "Stale file handle"),
+        ("broken", "Input/output error"),
+    ],
+)
+def test_a_failing_disk_in_the_background_is_told_and_nothing_is_lost(ranks, fault, said):
     for rank in ranks:
-        found = rank["failing"]
-        assert found["kind"] == "StorageError"
-        assert "rank 1: " in found["message"]
-        assert "No space left on device" in found["message"]
-        assert "1 older checkpoint is untouched" in found["message"]
-        assert found["left"] == ["step_00000001"]
-        assert found["after"] == ["step_00000003", "step_00000004"]
-        assert found["told"] == [3, 4]
+        kind, message, left = rank["failing"][fault]
+        assert kind == "StorageError"
+        assert message.startswith("checkpoint, rank 1: ")
+        assert "rank_00001.safetensors: cannot be written" in message
+        assert said in message
+        assert "MiB are free there; 1 older checkpoint is untouched" in message
+        assert "\n" not in message
+        assert left == ["step_00000001"]
+
+
+def test_a_mended_disk_is_used_again(ranks):
+    for rank in ranks:
+        assert rank["failing"]["after"] == [["step_00000003", "step_00000004"], [3, 4]]
 
 
 def test_a_defect_in_the_background_ends_training(ranks):
