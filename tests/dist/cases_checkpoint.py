@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretrain import dist
 from pretrain.checkpoint import snapshot
-from pretrain.checkpoint.resume import newest_valid, newest_valid_for_all
+from pretrain.checkpoint.resume import newest_valid, newest_valid_for_all, verify
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine.engine import Engine
 from pretrain.errors import CheckpointError
@@ -107,6 +107,19 @@ def continue_runs(world: World, folder: str, pairs: list[list[Any]]) -> None:
         train(engine, world, range(SAVED, LAST), accumulation)
         end = f"{source}_to_world{world.size}_stage{stage}"
         save(engine, world, Path(folder) / end, LAST)
+        engine.close()
+
+
+def continue_to(world: World, folder: str, jobs: list[list[Any]]) -> None:
+    """Resume checkpoints in this world and in given stages, train to a step, save."""
+    accumulation = max(1, 2 // world.size)
+    for source, stage, last, end in jobs:
+        reader = verify(Path(folder) / source)
+        engine = make_engine(world, stage, accumulation=accumulation, clip=1.0, seed=99)
+        engine.load_fragments(reader.read, saved_shapes=reader.shapes, **reader.state)
+        assert covers_once(engine)
+        train(engine, world, range(reader.step, last), accumulation)
+        save(engine, world, Path(folder) / end, last)
         engine.close()
 
 
