@@ -29,7 +29,7 @@ from pathlib import Path
 import crash_states
 import torch
 from crash_states import LAST, NEW, OLD, RANKS, Prepared, Stage, join, make_engine, train_to
-from kill_points import has_strace, kill_at, list_points, run_to_end
+from kill_points import Point, has_strace, kill_at, list_points, run_to_end
 
 from pretrain.checkpoint import snapshot
 from pretrain.checkpoint import store as store_module
@@ -219,8 +219,7 @@ def engine_sample(prepared: Prepared, folder: Path, stage: Stage, points_wanted:
         work = partial(_train_and_save, root, stage, background)
         shutil.rmtree(root, ignore_errors=True)
         points = list_points(work, root, target)
-        wanted = max(1, points_wanted // len(combinations))
-        for point in points[:: max(1, len(points) // wanted)][:wanted]:
+        for point in _spread(points, points_wanted // len(combinations)):
             shutil.rmtree(root, ignore_errors=True)
             shutil.rmtree(out, ignore_errors=True)
             death = kill_at(work, root, target, point, all_ranks=False, shim=False)
@@ -237,6 +236,12 @@ def engine_sample(prepared: Prepared, folder: Path, stage: Stage, points_wanted:
     return tally
 
 
+def _spread(points: list[Point], wanted: int) -> list[Point]:
+    """Return some points, evenly spread from the first to the last."""
+    steps = max(1, wanted - 1)
+    return [points[round(n * (len(points) - 1) / steps)] for n in range(wanted)]
+
+
 def _train_and_save(
     root: Path, stage: Stage, background: bool, rank: int, ranks: int, gate: Callable[[], None]
 ) -> None:
@@ -247,6 +252,7 @@ def _train_and_save(
     store = CheckpointStore(root, world=world, keep_last=1, background=background)
     train_to(engine, world, 0, OLD)
     crash_states.save_engine(store, engine, OLD)
+    store.finished()
     train_to(engine, world, OLD, NEW)
     if background:
         _gate_in_thread(gate)
@@ -267,8 +273,7 @@ def deepspeed_sample(prepared: Prepared, folder: Path, stage: Stage, points_want
         work = partial(_train_and_save_natively, root, stage)
         shutil.rmtree(root, ignore_errors=True)
         points = list_points(work, root, target)
-        wanted = max(1, points_wanted // RANKS)
-        for point in points[:: max(1, len(points) // wanted)][:wanted]:
+        for point in _spread(points, points_wanted // RANKS):
             shutil.rmtree(root, ignore_errors=True)
             death = kill_at(work, root, target, point, all_ranks=True, shim=False)
             answers = folder / "answers"

@@ -6,6 +6,7 @@ Where there is no strace, a shim around Python's own calls does it, and dies wit
 the disk.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -25,14 +26,14 @@ from pathlib import Path
 SYSCALLS = (
     "open,openat,creat,mkdir,mkdirat,write,pwrite64,writev,pwritev,sendfile,copy_file_range,"
     "ftruncate,truncate,fallocate,fsync,fdatasync,sync_file_range,rename,renameat,renameat2,"
-    "link,linkat,symlink,symlinkat,unlink,unlinkat,rmdir"
+    "link,linkat,symlink,unlink,unlinkat,rmdir"
 )
 """What can change a file system, and syncing it."""
 SHIMMED = ("mkdir", "open", "write", "fsync", "rename", "replace", "link", "unlink", "rmdir")
 SURVIVOR_SECONDS = 20.0
 """For the other rank to notice that its peer is gone; then it is killed."""
 RANK_SECONDS = 240.0
-_TRACED = re.compile(r"TracerPid:\s+[1-9]")
+_MARK = "/nowhere/at/the/gate"
 _CALL = re.compile(r"(\w+)\(")
 
 Work = Callable[[int, int, Callable[[], None]], None]
@@ -75,10 +76,12 @@ Point = tuple[str, int]
 def list_points(work: Work, root: Path, target: int, *, ranks: int = 2) -> list[Point]:
     """Return the target's calls that change, create or sync something in ``root``, in order."""
     log = root.parent / f"{root.name}.strace"
+    log.unlink(missing_ok=True)
     with _running(work, ranks) as started:
-        _traced(started, target, log, None)
+        tracer = _traced(started, target, log, None)
         _open_gates(started)
         codes = [_wait(rank.pid, RANK_SECONDS) for rank in started]
+        tracer.wait(RANK_SECONDS)  # its log is complete only then
     if codes != [0] * ranks:
         raise RuntimeError(f"a run without kills ended with {codes}")
     seen: Counter[str] = Counter()
@@ -112,9 +115,9 @@ def kill_at(
 ) -> Death:
     """Run the ranks and kill the target at one point; then the others too, or watch them."""
     log = root.parent / f"{root.name}.strace"
+    log.unlink(missing_ok=True)
     with _running(work, ranks, (target, point[1], root) if shim else None) as started:
-        if not shim:
-            _traced(started, target, log, point)
+        tracer = None if shim else _traced(started, target, log, point)
         _open_gates(started)
         code = _wait(started[target].pid, RANK_SECONDS)
         others = [rank for number, rank in enumerate(started) if number != target]
@@ -129,6 +132,8 @@ def kill_at(
                 survivor = "hung"
                 os.kill(rank.pid, signal.SIGKILL)
                 _wait(rank.pid, RANK_SECONDS)
+        if tracer is not None:
+            tracer.wait(RANK_SECONDS)
     log.unlink(missing_ok=True)
     return Death(killed, survivor)
 
@@ -179,7 +184,14 @@ def _fork(work: Work, rank: int, ranks: int, shim: tuple[int, int, Path] | None)
 
         def gate() -> None:
             os.write(tell_ready, threading.get_native_id().to_bytes(8, "little"))
-            os.read(wait_go, 1)
+            os.set_blocking(wait_go, False)
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wait_go, 1)
+                    break
+                with contextlib.suppress(FileNotFoundError):
+                    Path(_MARK).symlink_to("seen")  # fails; the tracer shows that it sees it
+                time.sleep(0.001)
             if shim is not None and shim[0] == rank:
                 _install_shim(shim[1], shim[2])
 
@@ -198,20 +210,23 @@ def _open_gates(started: list[_Rank]) -> None:
         os.write(rank.go, b"g")
 
 
-def _traced(started: list[_Rank], target: int, log: Path, point: Point | None) -> None:
+def _traced(
+    started: list[_Rank], target: int, log: Path, point: Point | None
+) -> subprocess.Popen[bytes]:
     """Attach strace to a rank's thread and wait until it is."""
     rank = started[target]
     command = ["strace", "-qq", "-y", "-o", str(log), "-e", f"trace={SYSCALLS}"]
     if point is not None:
         command += ["-e", f"inject={point[0]}:signal=KILL:when={point[1]}"]
-    subprocess.Popen(
+    tracer = subprocess.Popen(
         [*command, "-p", str(rank.thread)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 20
-    while not _TRACED.search(Path(f"/proc/{rank.pid}/task/{rank.thread}/status").read_text()):
+    while not (log.exists() and _MARK in log.read_text(errors="replace")):
         if time.monotonic() > deadline:
             raise RuntimeError("strace did not attach; may this user trace (ptrace_scope)?")
         time.sleep(0.002)
+    return tracer
 
 
 _ended: dict[int, int] = {}
