@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretrain.config.schema import DataConfig, RunConfig
 from pretrain.convert.sources import holds_weights, source_of
-from pretrain.data.manifest import Manifest, check_shards, read_manifest
+from pretrain.data.manifest import Manifest, Split, check_shards, read_manifest
 from pretrain.data.remote import LAUNCH_PATIENCE, Patience, patience_of
 from pretrain.errors import ConfigError, DataError, PretrainError
 from pretrain.evaluate.probe import Probe, open_probe
@@ -79,6 +79,20 @@ def read_probe(config: RunConfig, manifest: Manifest) -> Probe | None:
         cache_dir=config.data.cache_dir,
         patience=patience_of(config.data),
     )
+
+
+def probe_split_if_built(config: RunConfig) -> Split | None:
+    """Return the split that the config names as a probe; None without one, or before it is built.
+
+    Raises:
+        DataError: something is there but it is no sound shard set, or it lacks the split.
+    """
+    settings = config.eval.probe
+    if settings is None:
+        return None
+    data = config.data.model_copy(update={"path": settings.path, "allow_pipe": False})
+    manifest = _manifest(data, LAUNCH_PATIENCE)
+    return None if manifest is None else manifest.split(settings.split)
 
 
 def initial_weights_path(config: RunConfig) -> Path | None:

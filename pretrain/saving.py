@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine.engine import Engine
 from pretrain.errors import CheckpointError, OwnershipError
+from pretrain.guard import Guard
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter
 from pretrain.metrics.recorder import Recorder
+from pretrain.recovery import compare_ranks
 from pretrain.run_directory import learning_sha256
 
 
@@ -44,6 +46,7 @@ class Saver:
     recorder: Recorder
     clock: Clock
     meter: Meter
+    guard: Guard
     _measured_step: int = -1
     _accuracy_fraction: float | None = None
 
@@ -68,9 +71,11 @@ class Saver:
         Raises:
             StorageError: the disk does not take a save that must be made.
             OwnershipError: another attempt has taken the run over.
+            RanksDivergedError: the ranks' weights are not the same.
         """
         config = self.job.config
         with self.clock.phase("save"):
+            compare_ranks(self.job, self.engine.weights_digest(), done)
             try:
                 self.store.save(
                     done,
@@ -80,6 +85,7 @@ class Saver:
                         "engine": self.engine.state(),
                         "clock": self.clock.state(),
                         "meter": self.meter.state(),
+                        "guard": self.guard.state(),
                         "data": self.job.data_fingerprint,
                     },
                     samples_consumed=done * self.job.plan.global_batch,
@@ -94,6 +100,12 @@ class Saver:
                 if must or isinstance(error, OwnershipError):
                     raise
                 self._tell_failure(done, error)
+        self.report(done)
+
+    def settle(self, done: int) -> None:
+        """Wait for the save that is still being written, and say how it ended."""
+        with self.clock.phase("save"):
+            self.store.wait()
         self.report(done)
 
     def report(self, done: int) -> None:

@@ -137,7 +137,7 @@ class Commit:
         sync(self._stage)
         self.before_commit()
         if self.final.exists():  # unsound, or of another config: `_prepare` keeps any other
-            self._delete(self.final)
+            discard(self.final, self._area)
         self._stage.rename(self.final)
         sync(self.directory)
         self._prune()
@@ -166,13 +166,22 @@ class Commit:
             passed = step in sound or (len(last) == self.keep.last and step < last[0])
             if passed and step not in kept:
                 with contextlib.suppress(OSError):
-                    self._delete(path)
+                    discard(path, self._area)
 
-    def _delete(self, path: Path) -> None:
-        """Delete a checkpoint so that no half of it ever bears a checkpoint's name."""
-        doomed = self._area / f"{path.name}.old"
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+
+def discard(checkpoint: Path, area: Path) -> None:
+    """Delete a checkpoint so that no half of it ever bears a checkpoint's name. Rank zero.
+
+    Args:
+        checkpoint: to delete.
+        area: working directory of the attempt that owns it.
+
+    Raises:
+        OSError: it is still there.
+    """
+    doomed = area / f"{checkpoint.name}.old"
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _mib(size_bytes: int) -> str:

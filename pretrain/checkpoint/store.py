@@ -18,11 +18,12 @@ from torch.distributed import ProcessGroup
 
 from pretrain import dist
 from pretrain.checkpoint.agreement import Agreement
-from pretrain.checkpoint.commit import Commit, Keep
-from pretrain.checkpoint.layout import CheckpointManifest
+from pretrain.checkpoint.commit import Commit, Keep, discard
+from pretrain.checkpoint.layout import CheckpointManifest, step_of
 from pretrain.checkpoint.ownership import check_owner, number_of, take_over
 from pretrain.checkpoint.snapshot import Snapshot
 from pretrain.errors import CheckpointError
+from pretrain.files import sync
 from pretrain.world import World
 
 
@@ -147,7 +148,7 @@ class CheckpointStore:
             CheckpointError: it could not be written, on every rank alike and whichever rank had
                 the problem; older checkpoints are untouched. Not from the background.
         """
-        self._wait()
+        self.wait()
         area = self.claim() if self._area is None else self._area
         self._snapshot.take(fragments)
         manifest = CheckpointManifest(
@@ -169,13 +170,30 @@ class CheckpointStore:
             return self._carry_out(commit)
         return self._begin(commit, self._agreement(self._group))
 
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps, sound or not. Every rank.
+
+        Raises:
+            CheckpointError: one could not be deleted, on every rank alike.
+        """
+        self.wait()
+        area = self.claim() if self._area is None else self._area
+
+        def delete() -> None:
+            for path in self._directory.iterdir():
+                if (step_of(path.name) or 0) > step:
+                    discard(path, self._directory / area)
+            sync(self._directory)
+
+        self._agreement(None).on_rank_zero(delete)
+
     def finished(self) -> list[Finished]:
         """Return how saves ended since the last call; waits for none. Any rank.
 
         A failed save that was not in the background raised its error and is not told again.
         """
         if self._running is not None and self._running.done():
-            self._wait()
+            self.wait()
         told, self._finished = self._finished, []
         return told
 
@@ -203,8 +221,8 @@ class CheckpointStore:
     def _agreement(self, group: ProcessGroup | None) -> Agreement:
         return Agreement(self._directory, world=self._world, area=self._area, group=group)
 
-    def _wait(self) -> None:
-        """Wait for the save in the background, if there is one."""
+    def wait(self) -> None:
+        """Wait for the save in the background, if there is one. Every rank."""
         if self._running is None:
             return
         began = time.monotonic()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pretrain.config.cluster import ClusterConfig
+from pretrain.config.guard import GuardConfig, WatchdogConfig
 from pretrain.config.masking import MaskingConfig
 from pretrain.config.schedule import ScheduleConfig
 from pretrain.config.section import (
@@ -224,8 +225,6 @@ class EngineConfig(Section):
         Literal["none", "full"],
     ] = ("none", "none", "none", "none")
     """Per stage of the model: keep activations, or recompute each block in the backward pass."""
-    max_skipped_steps: PositiveInt = 20
-    """Non-finite steps in a row after which the run stops."""
     collective_timeout_seconds: PositiveInt = 1800
     """Longest wait for another rank before the run fails."""
     threads_per_rank: PositiveInt | None = None
@@ -337,6 +336,8 @@ class RunConfig(Section):
     ema: EmaConfig = EmaConfig()
     batch: BatchConfig
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

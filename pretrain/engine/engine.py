@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pretrain.config.schema import EmaConfig, EngineConfig, OptimConfig
 from pretrain.dist import control_group, gather_objects
 from pretrain.engine import ema, runtime, shards
+from pretrain.engine.digest import digest
 from pretrain.engine.param_groups import parameter_groups
 from pretrain.engine.zero_config import zero_config
 from pretrain.errors import EngineError
@@ -101,10 +102,8 @@ class Engine:
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._device = device
-        self._max_skipped_steps = engine.max_skipped_steps
         self._optimizer_step = 0
         self._skipped_steps = 0
-        self._skipped_in_a_row = 0
         self._shapes = _shapes(model)
         parameters = dict(model.to(device).named_parameters())
         groups = parameter_groups(
@@ -138,8 +137,7 @@ class Engine:
             lr: learning rate of this step; a group's own is this times its ``lr_scale``.
 
         Raises:
-            EngineError: too few micro-batches or wrong sizes; or the gradient was not finite in
-                ``max_skipped_steps`` steps in a row, on every rank alike.
+            EngineError: too few micro-batches or wrong sizes.
         """
         for group in self._zero.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -150,7 +148,7 @@ class Engine:
             self._check_size(inputs, targets)
             losses = self._loss(self._zero(*_each(inputs)), targets)
             loss_sum += losses.detach().sum()
-            self._zero.backward(losses.mean())
+            self._zero.backward(_spoilt_unless_finite(losses.mean()))
             self._zero.step()  # changes weights after the last micro-batch only
             drawn += 1
         if drawn < self._accumulation:
@@ -175,16 +173,8 @@ class Engine:
     def _count_step(self, applied: bool) -> None:
         if applied:
             self._optimizer_step += 1
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self._max_skipped_steps:
-            raise EngineError(
-                f"training: the gradient was not finite in {self._skipped_in_a_row} steps in a "
-                f"row (engine.max_skipped_steps), after {self._optimizer_step} applied; lower "
-                "optim.lr, clip (optim.clip_grad_norm), or try engine.precision=fp32"
-            )
+        else:
+            self._skipped_steps += 1
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -233,6 +223,14 @@ class Engine:
             return self._average().of(piece.flat).narrow(0, piece.offset, piece.count)
         return shards.values(self._zero, piece, kind)
 
+    def weights_digest(self) -> int:
+        """Return a digest of what this rank computes with, equal on all ranks. Any rank.
+
+        Of every parameter in ZeRO stages 1 and 2; in stage 3, where most exist in parts only, of
+        those it keeps whole; and of the model's buffers. Waits for the device.
+        """
+        return digest(shards.whole_tensors(self._zero))
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the full shape of every parameter, by name. Any rank."""
         return dict(self._shapes)
@@ -260,7 +258,6 @@ class Engine:
         read: Callable[[str, str, int, int], Tensor],
         optimizer_step: int,
         skipped_steps: int = 0,
-        skipped_in_a_row: int = 0,
         saved_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """Replace the state by saved values, of any world size and ZeRO stage. Every rank.
@@ -269,7 +266,6 @@ class Engine:
             read: called as ``read(kind, parameter name, start, count)``, gives flat fp32 [count].
             optimizer_step: steps that were applied before the state was saved.
             skipped_steps: steps that were skipped before the state was saved.
-            skipped_in_a_row: how many of those were the last.
             saved_shapes: full shape of every saved parameter, to be held against the model's;
                 without it only a saved parameter that is too small is noticed, by ``read``.
 
@@ -286,7 +282,6 @@ class Engine:
         shards.refresh_weights(self._zero)
         self._optimizer_step = optimizer_step
         self._skipped_steps = skipped_steps
-        self._skipped_in_a_row = skipped_in_a_row
 
     def _check_shapes(self, saved: Mapping[str, tuple[int, ...]]) -> None:
         names = sorted(self._shapes.keys() | saved.keys())
@@ -304,7 +299,6 @@ class Engine:
         return {
             "optimizer_step": self._optimizer_step,
             "skipped_steps": self._skipped_steps,
-            "skipped_in_a_row": self._skipped_in_a_row,
         }
 
     def full_weights(self, which: Which = "raw") -> dict[str, Tensor]:
@@ -340,6 +334,14 @@ class Engine:
 
 def _each(values: Values) -> tuple[Tensor, ...]:
     return values if isinstance(values, tuple) else (values,)
+
+
+def _spoilt_unless_finite(loss: Tensor) -> Tensor:
+    """The loss, with a NaN for its gradient where it is not finite: only gradients are agreed on.
+
+    Without waiting for the device, and to the bit the loss itself where it is finite.
+    """
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

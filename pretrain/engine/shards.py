@@ -111,3 +111,11 @@ def refresh_weights(zero: Any) -> None:
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
     if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def whole_tensors(zero: Any) -> list[Tensor]:
+    """Return the parameters and buffers that every rank holds whole and computes with."""
+    parameters = list(zero.module.parameters())
+    if zero.zero_optimization_stage() == 3:
+        parameters = [parameter for parameter in parameters if parameter.ds_persist]
+    return [*parameters, *zero.module.buffers()]

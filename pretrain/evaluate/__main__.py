@@ -130,17 +130,13 @@ def _report(
     results: "Sequence[Measured]",
     stem: Path,
 ) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from pretrain.data.manifest import class_order_sha256
     from pretrain.evaluate.report import (
-        HEAD,
         Evaluation,
         confused_lines,
         document,
         notes,
-        table_rows,
+        print_table,
         write_files,
     )
 
@@ -162,12 +158,7 @@ def _report(
         sets=list(zip(tests, results, strict=True)),
     )
     said = document(evaluation)
-    table = Table()
-    for column, name in enumerate(HEAD):
-        table.add_column(name, justify="left" if column < 2 else "right")
-    for row in table_rows(said):
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    print_table(said)
     for line in notes(said, preprocessing):
         print(line)
     for one in said["sets"]:
