@@ -163,9 +163,8 @@ class CheckpointStore:
             attempt=number_of(area),
             accuracy_fraction=accuracy_fraction,
         )
-        commit = Commit(
-            self._directory, self._world, area, manifest, self._snapshot, self._keep, before_commit
-        )
+        where = self._directory, self._world, area
+        commit = Commit(*where, manifest, self._snapshot, self._keep, before_commit)
         if wait or self._group is None:
             return self._carry_out(commit)
         return self._begin(commit, self._agreement(self._group))

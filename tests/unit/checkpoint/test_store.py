@@ -155,3 +155,25 @@ def test_a_deleted_working_directory_is_not_made_again(tmp_path):
             1, {}, shapes={}, state={}, samples_consumed=0, config_sha256="", classes=[]
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_going_back_deletes_what_came_later(tmp_path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "step_00000003" / "manifest.json").unlink()
+    CheckpointStore(tmp_path, world=World(), keep_last=1).delete_after(1)
+    assert names(tmp_path) == ["step_00000001"]
+    (area,) = tmp_path.glob("attempt_*")
+    assert [path.name for path in area.iterdir()] == ["owner.json"]
+
+
+def test_going_back_waits_for_what_is_being_written(tmp_path):
+    store = CheckpointStore(tmp_path, world=World(), keep_last=3, background=True)
+    for step in (1, 2):
+        store.save(
+            step, {}, shapes={}, state={}, samples_consumed=0, config_sha256="", classes=[],
+            wait=step == 1,
+        )  # fmt: skip
+    store.delete_after(1)
+    assert names(tmp_path) == ["step_00000001"]
+    assert [saved.step for saved in store.finished()] == [1, 2]
