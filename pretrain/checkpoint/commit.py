@@ -73,10 +73,10 @@ class Commit:
             CheckpointError: it could not be written, on every rank alike and whichever rank had
                 the problem; older checkpoints are untouched.
         """
-        sizes = agreement.of_all(lambda: self.snapshot.bytes)
         # The manifest names every fragment once more.
-        names = agreement.of_all(lambda: 2 * len(self.snapshot.header))
-        if agreement.on_rank_zero(lambda: self._prepare(sum(sizes + names))) == "kept":
+        told = agreement.of_all(lambda: [self.snapshot.bytes, 2 * len(self.snapshot.header)])
+        sizes = [size for size, _ in told]
+        if agreement.on_rank_zero(lambda: self._prepare(sum(map(sum, told)))) == "kept":
             return
         path = self._stage / file_name(self.world.rank)
         try:
