@@ -281,8 +281,16 @@ class CheckpointConfig(Section):
 
     every_steps: PositiveInt = 500
     """Steps between saves; the last step is always saved."""
+    background: bool = True
+    """Write beside training, which then waits only for a copy of the state to host memory; the
+    last save and one on a signal are waited for."""
     keep_last: PositiveInt = 3
     """Newest checkpoints kept."""
+    keep_best: NonNegativeInt = 0
+    """Checkpoints with the highest measured accuracy kept besides; where there are to be some,
+    state is also saved after each evaluation."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints at multiples of this step are kept for ever; null keeps none for it."""
 
 
 class LogConfig(Section):

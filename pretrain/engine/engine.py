@@ -242,8 +242,12 @@ class Engine:
         of that parameter flattened. Kinds are ``master``, ``exp_avg``, ``exp_avg_sq`` and, where
         an average is kept, ``ema``. The ranks' parts together hold every element exactly once.
         """
+        return {key: live.to("cpu", copy=True) for key, live in self.live_fragments().items()}
+
+    def live_fragments(self) -> dict[str, Tensor]:
+        """Return `fragments` uncopied, where training keeps them: the next step changes them."""
         return {
-            f"{kind}|{piece.name}|{piece.start}": self._values(piece, kind).to("cpu", copy=True)
+            f"{kind}|{piece.name}|{piece.start}": self._values(piece, kind)
             for piece in shards.pieces(self._zero)
             for kind in self._kinds()
         }

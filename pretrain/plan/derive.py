@@ -163,7 +163,7 @@ def make_plan(
         forward_macs_per_image=macs,
         memory=memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
-        checkpoints_kept=config.checkpoint.keep_last,
+        checkpoints_kept=_checkpoints_kept(config, total_steps),
         free_disk_bytes=free_disk_bytes,
         cost=estimate_cost(total_steps * config.batch.global_size, evaluated, macs, resources),
     )
@@ -235,6 +235,13 @@ def _steps(config: RunConfig, train_samples: int) -> tuple[int, int]:
             f"give batch.global_size={_power_of_two(train_samples)} or more data"
         )
     return steps, steps * config.schedule.epochs
+
+
+def _checkpoints_kept(config: RunConfig, total_steps: int) -> int:
+    """Return how many there are at the end, at most."""
+    keep = config.checkpoint
+    periodic = total_steps // keep.keep_every_steps if keep.keep_every_steps else 0
+    return keep.keep_last + keep.keep_best + periodic
 
 
 def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
