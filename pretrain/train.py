@@ -29,9 +29,10 @@ from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report import write_report
-from pretrain.models.build import build
+from pretrain.models.build import build, compile_blocks
 from pretrain.models.swin import Swin
 from pretrain.models.transfer import transfer
+from pretrain.plan.memory import compare_with_peak
 from pretrain.preflight import initial_weights_path
 from pretrain.run_directory import learning_sha256
 from pretrain.stop import StopRequest
@@ -124,6 +125,8 @@ def connect(
     model = build(config.model, config.engine.activation_checkpointing)
     if first_step == 0 and job.world.rank == 0:
         load_initial_weights(job, model, recorder)
+    if config.engine.compile:
+        compile_blocks(model)
     engine = Engine(
         model,
         engine=config.engine,
@@ -354,6 +357,9 @@ def finish(parts: Parts) -> None:
         parts.recorder.event("exported", directory=str(job.run.export_dir))
         parts.recorder.sync()
         write_report(job.run, "done")
+    if parts.device.type == "cuda":
+        peak_gib = peak_memory_gib(parts.device)
+        parts.recorder.event("memory", **compare_with_peak(job.plan.memory, peak_gib))
     parts.recorder.progress(job.plan.total_steps, "done")
 
 

@@ -11,7 +11,7 @@ from pretrain.errors import ConfigError
 from pretrain.models.cost import count_forward_macs, count_parameters
 from pretrain.models.variants import Shape, check_image_size, shape_of
 from pretrain.plan.cost import Cost, estimate_cost
-from pretrain.plan.memory import memory_bytes_per_rank
+from pretrain.plan.memory import host_memory_bytes_per_rank, memory_bytes_per_rank
 from pretrain.plan.resources import Resources
 
 BYTES_PER_PARAMETER_SAVED = 12
@@ -49,7 +49,8 @@ class Plan:
         min_lr: learning rate of the end.
         parameters: trainable parameters of the model.
         forward_macs_per_image: multiply-accumulates of one forward pass.
-        memory: bytes per rank by part.
+        memory: bytes per rank by part, on its device.
+        host_memory: bytes per rank by part, in the host's memory for what is offloaded.
         checkpoint_bytes: size of one checkpoint.
         checkpoints_kept: how many are kept.
         free_disk_bytes: free space where the run directory lies.
@@ -81,6 +82,7 @@ class Plan:
     parameters: int
     forward_macs_per_image: int
     memory: dict[str, int]
+    host_memory: dict[str, int]
     checkpoint_bytes: int
     checkpoints_kept: int
     free_disk_bytes: int
@@ -109,9 +111,11 @@ def make_plan(
 
     Raises:
         ConfigError: the batch does not divide, the image does not suit the window, the class list
-            and the head differ, or the data is smaller than one step.
+            and the head differ, the data is smaller than one step, or the device cannot do what
+            the engine is told to.
     """
     shape = _checked_shape(config)
+    _check_device(config, resources.device)
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
     global_batch = config.batch.global_size
@@ -146,6 +150,7 @@ def make_plan(
         parameters=parameters,
         forward_macs_per_image=macs,
         memory=memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
+        host_memory=host_memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
         checkpoints_kept=config.checkpoint.keep_last,
         free_disk_bytes=free_disk_bytes,
@@ -184,6 +189,24 @@ def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
     groups_per_rank = global_size // unit
     groups = max(n for n in range(1, largest // group + 1) if groups_per_rank % n == 0)
     return groups * group, groups_per_rank // groups
+
+
+def _check_device(config: RunConfig, device: str) -> None:
+    """Refuse what the device cannot do, or only so slowly that nobody means it."""
+    if device == "cuda":
+        return
+    if config.engine.precision == "fp16":
+        raise ConfigError(
+            "engine.precision: fp16 is for GPUs, and this run has none; give engine.precision=bf16"
+        )
+    for field, value in (
+        ("optim.implementation", config.optim.implementation),
+        ("engine.layer_norm", config.engine.layer_norm),
+    ):
+        if value == "apex":
+            raise ConfigError(
+                f"{field}: NVIDIA apex is for GPUs, and this run has none; give {field}=torch"
+            )
 
 
 def _checked_shape(config: RunConfig) -> Shape:

@@ -21,7 +21,8 @@ from tiny import (
 )
 
 from pretrain import dist
-from pretrain.config.schema import EngineConfig, ModelConfig, OptimConfig
+from pretrain.config.engine import EngineConfig, OptimConfig
+from pretrain.config.schema import ModelConfig
 from pretrain.engine.engine import Engine, StepResult
 from pretrain.errors import EngineError
 from pretrain.models.build import build

@@ -189,11 +189,17 @@ def kept_bytes(model: Swin, images: int, precision: str) -> int:
     [
         ("swin_t", "bf16", "none"),
         ("swin_t", "bf16", "full"),
+        ("swin_t", "bf16", "selective_attention"),
+        ("swin_t", "bf16", "selective_mlp"),
         ("swin_t", "fp32", "none"),
         ("swinv2_t", "bf16", "none"),
         ("swin_mlp_t_c24", "bf16", "none"),
         pytest.param("swin_t", "fp32", "full", marks=pytest.mark.slow),
         pytest.param("swinv2_t", "bf16", "full", marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "bf16", "selective_attention", marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "bf16", "selective_mlp", marks=pytest.mark.slow),
+        pytest.param("swin_mlp_t_c24", "bf16", "selective_attention", marks=pytest.mark.slow),
+        pytest.param("swin_t", "fp32", "selective_mlp", marks=pytest.mark.slow),
         pytest.param("swinv2_t", "fp32", "none", marks=pytest.mark.slow),
         pytest.param("swin_mlp_t_c24", "bf16", "full", marks=pytest.mark.slow),
         pytest.param("swin_mlp_t_c24", "fp32", "none", marks=pytest.mark.slow),
@@ -216,8 +222,27 @@ def test_activation_estimate_is_what_a_forward_pass_keeps(
     model = Swin(shape, (recompute,) * 4)
     measured = (kept_bytes(model, 3, precision) - kept_bytes(model, 1, precision)) / 2
     estimate = activation_bytes_per_image(shape, precision, (recompute,) * 4)
-    if recompute == "full":  # beside what is kept, the estimate holds one recomputed block
-        deeper, deepest = (replace(shape, depths=(depth, 2, 6, 2)) for depth in (3, 4))
-        estimate += activation_bytes_per_image(deeper, precision)
-        estimate -= activation_bytes_per_image(deepest, precision)
+    # Beside what is kept, the estimate holds one recomputed part: what one more block of the first
+    # stage keeps in addition when nothing is recomputed.
+    if recompute != "none":
+        estimate -= block_bytes(shape, precision, "none") - block_bytes(shape, precision, recompute)
+    if recompute == "full":
+        estimate -= block_bytes(shape, precision, recompute)
     assert measured == pytest.approx(estimate, rel=0.02)
+
+
+def block_bytes(shape: Shape, precision: str, recompute: str) -> int:
+    """What the estimate grows by with a shifted block of the first stage."""
+    deeper, deepest = (replace(shape, depths=(depth, 2, 6, 2)) for depth in (3, 4))
+    kinds = (recompute,) * 4
+    more = activation_bytes_per_image(deepest, precision, kinds)
+    return more - activation_bytes_per_image(deeper, precision, kinds)
+
+
+@pytest.mark.parametrize("model", [config("swin_l"), config("swinv2_b", 256, 16)], ids=str)
+def test_what_is_recomputed_orders_the_estimates(model):
+    shape = shape_of(model)
+    kinds = ("none", "selective_attention", "selective_mlp", "full", "full_offload")
+    sizes = [activation_bytes_per_image(shape, "bf16", (kind,) * 4) for kind in kinds]
+    assert max(sizes[1], sizes[2]) < sizes[0]
+    assert sizes[4] < sizes[3] < min(sizes[1], sizes[2])
