@@ -1,6 +1,7 @@
 """What DeepSpeed sets up once per process, done our way before it does it its own way."""
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -37,8 +38,14 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
         shards.import_muon_uncompiled()
     shards.forbid_extensions(deepspeed.ops)
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\b.*")
     return deepspeed
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell what a reader of the log must see from a warning of our own optimizer."""
+    return "untested optimizer" not in record.getMessage()
 
 
 def set_collective_group(timeout_seconds: int) -> torch_dist.ProcessGroup:

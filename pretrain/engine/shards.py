@@ -21,21 +21,20 @@ KINDS = ("master", *MOMENTS)
 
 WRITTEN_FOR = "0.19.8"
 """The version of DeepSpeed whose privates these are."""
-OF_PARAMETERS = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_numel", "ds_tensor")}
-OF_OPTIMIZER = {
-    1: ("optimizer", "single_partition_of_fp32_groups", "update_lp_params"),
-    2: ("optimizer", "single_partition_of_fp32_groups", "update_lp_params"),
-    3: (
-        "optimizer",
-        "fp32_partitioned_groups_flat",
-        "grad_position",
-        "get_param_id",
-        "persistent_parameters",
-        "_partition_all_parameters",
-        "_reassign_or_swap_out_partitioned_parameters",
-    ),
-}
-OF_ANY_OPTIMIZER = ("torch_autocast_gradscaler", "override_loss_scale")
+OF_PARAMETERS = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_numel",)}
+OF_MAPPINGS = ("param_group_index", "hp_fragment_address", "lp_fragment_address")
+OF_ADDRESSES = ("start", "numel")
+_STAGE_1_2 = ("single_partition_of_fp32_groups", "update_lp_params")
+_STAGE_3 = (
+    "fp32_partitioned_groups_flat",
+    "grad_position",
+    "get_param_id",
+    "persistent_parameters",
+    "_partition_all_parameters",
+    "_reassign_or_swap_out_partitioned_parameters",
+)
+_ANY_STAGE = ("optimizer", "torch_autocast_gradscaler", "override_loss_scale")
+OF_OPTIMIZERS = {1: _ANY_STAGE + _STAGE_1_2, 2: _ANY_STAGE + _STAGE_1_2, 3: _ANY_STAGE + _STAGE_3}
 
 
 @dataclass(frozen=True)
@@ -64,18 +63,22 @@ def check_known(zero: Any) -> None:
         EngineError: naming what is missing.
     """
     stage = zero.zero_optimization_stage()
-    expected = [(zero.optimizer, "its ZeRO optimizer", OF_OPTIMIZER[stage] + OF_ANY_OPTIMIZER)]
-    expected += [(value, "parameters", OF_PARAMETERS[stage]) for value in zero.module.parameters()]
-    for thing, what, names in expected:
-        missing = [name for name in names if not hasattr(thing, name)]
-        if missing:
-            from deepspeed import __version__
+    parameters = list(zero.module.parameters())
+    _expect(zero, "the engine", ("data_parallel_group",))
+    _expect(zero.optimizer, f"its optimizer in stage {stage}", OF_OPTIMIZERS[stage])
+    for parameter in parameters:
+        _expect(parameter, f"a parameter in stage {stage}", OF_PARAMETERS[stage])
+    mappings = [value._hp_mapping for value in parameters] if stage != 3 else []
+    for mapping in (mapping for mapping in mappings if mapping is not None):
+        _expect(mapping, "a parameter's mapping", OF_MAPPINGS)
+        for address in (mapping.hp_fragment_address, mapping.lp_fragment_address):
+            _expect(address, "a fragment's address", OF_ADDRESSES)
 
-            raise EngineError(
-                f"DeepSpeed {__version__}: {what} in stage {stage}: no {', '.join(missing)}; "
-                f"pretrain/engine/shards.py was written for {WRITTEN_FOR}: "
-                f"pip install deepspeed=={WRITTEN_FOR}"
-            )
+
+def _expect(thing: object, what: str, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not hasattr(thing, name)]
+    if missing:
+        raise EngineError(_moved(f"{what} has no {', '.join(missing)}"))
 
 
 def pieces(zero: Any) -> list[Piece]:
@@ -160,7 +163,7 @@ def set_world_group(group: torch_dist.ProcessGroup | None) -> None:
     from deepspeed.utils import groups
 
     if not hasattr(groups, "_WORLD_GROUP"):
-        raise EngineError(_moved("deepspeed.utils.groups._WORLD_GROUP"))
+        raise EngineError(_moved("deepspeed.utils.groups has no _WORLD_GROUP"))
     groups._WORLD_GROUP = group
 
 
@@ -185,7 +188,7 @@ def import_muon_uncompiled() -> None:
     from deepspeed.runtime import compiler
 
     if not hasattr(compiler, "compile"):
-        raise EngineError(_moved("deepspeed.runtime.compiler.compile"))
+        raise EngineError(_moved("deepspeed.runtime.compiler has no compile"))
     original = compiler.compile
     compiler.compile = lambda *_, **__: lambda function: function
     try:
@@ -194,8 +197,10 @@ def import_muon_uncompiled() -> None:
         compiler.compile = original
 
 
-def _moved(name: str) -> str:
+def _moved(what: str) -> str:
+    from deepspeed import __version__
+
     return (
-        f"DeepSpeed: no {name}; pretrain/engine/shards.py was written for {WRITTEN_FOR}: "
-        f"pip install deepspeed=={WRITTEN_FOR}"
+        f"DeepSpeed {__version__}: {what}; pretrain/engine/shards.py was written for "
+        f"{WRITTEN_FOR}: pip install deepspeed=={WRITTEN_FOR}"
     )

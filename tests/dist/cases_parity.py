@@ -238,6 +238,14 @@ def overflow(world: World, stage: int) -> dict[str, Any]:
     case = Case(stage=stage, precision="fp16", average=True, clip=0.5)
     engine = make_engine(world, case, loss_scale=2.0**24)
     before, scales, untouched, skipped = engine.fragments(), [], [], True
+    exact = dict(make_model(case).named_parameters())
+    unrounded = []
+    for key, value in before.items():
+        kind, name, start = key.split("|")
+        if kind == "master":
+            first = int(start)
+            whole = exact[name].detach().view(-1)
+            unrounded.append(torch.equal(value, whole[first : first + len(value)]))
     while skipped and len(scales) < 20:
         step = large(micro_batches(0, world.rank, world.size, 1))
         result = engine.train_step(step, lr=rate(0))
@@ -253,6 +261,7 @@ def overflow(world: World, stage: int) -> dict[str, Any]:
     return {
         "scales": scales,
         "untouched": untouched,
+        "unrounded": bool(unrounded) and all(unrounded),
         "norm": abs(norm / float(expected.grad_norm) - 1),
         "distance": dist.gather_objects(same),
     }
