@@ -169,6 +169,6 @@ class Lamb(torch.optim.Optimizer):
         return torch.where(fit, weight_norms / update_norms, 1.0).float()
 
 
-def _norms(tensors: list[Tensor]) -> list[Tensor]:
+def _norms(tensors: list[Tensor]) -> tuple[Tensor, ...]:
     """L2 norm of each, in one call to the device."""
-    return torch._foreach_norm(tensors)  # pyright: ignore[reportPrivateImportUsage]
+    return tuple(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]
