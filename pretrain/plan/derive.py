@@ -110,12 +110,9 @@ def make_plan(
         free_disk_bytes: free space where the run directory lies.
 
     Raises:
-        ConfigError: the batch does not divide, the image does not suit the window, the class list
-            and the head differ, the data is smaller than one step, or the device cannot do what
-            the engine is told to.
+        ConfigError: config, data and machines do not suit each other; the message says what would.
     """
-    shape = _checked_shape(config)
-    _check_device(config, resources.device)
+    shape = _checked_shape(config, resources.device)
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
     global_batch = config.batch.global_size
@@ -209,8 +206,9 @@ def _check_device(config: RunConfig, device: str) -> None:
             )
 
 
-def _checked_shape(config: RunConfig) -> Shape:
-    """Return the model's shape after checks that need nothing but the config."""
+def _checked_shape(config: RunConfig, device: str) -> Shape:
+    """Return the model's shape after checks that need no data."""
+    _check_device(config, device)
     shape = shape_of(config.model)
     check_image_size(shape)
     if config.augment.randaugment is not None:
