@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pretrain.config.schema import RunConfig
+from pretrain.engine.zero_config import BUCKET_ELEMENTS
 from pretrain.models.cost import (
     activation_bytes_per_image,
     count_parameters,
@@ -23,7 +24,8 @@ def memory_bytes_per_rank(
     ZeRO (arXiv 1910.02054, section 5) divides optimizer state by the ranks at stage 1, gradients
     too at stage 2, parameters too at stage 3. Under autocast parameters and gradients stay fp32,
     and each matrix has a 16-bit copy while it is in use (counted as if all were alive). An average
-    of the weights is divided as the master weights are.
+    of the weights is divided as the master weights are. DeepSpeed reduces gradients by way of one
+    bucket, whatever the model's size.
     """
     engine = config.engine
     count = count_parameters(shape)
@@ -34,6 +36,7 @@ def memory_bytes_per_rank(
         parts = {"parameters": _FP32_BYTES * (share if stage >= 3 else count), **parts}
     if engine.offload == "none":
         parts |= _state(config, share)
+    parts["reduction bucket"] = _FP32_BYTES * BUCKET_ELEMENTS
     if engine.precision != "fp32":
         parts["autocast copies"] = _HALF_BYTES * count
     parts["activations"] = micro_batch * activation_bytes_per_image(
