@@ -46,7 +46,7 @@ SMALL = (
     "model.num_classes=1000",
 )  # fmt: skip
 GPU_MICRO_BATCHES = (32, 64, 128, 256)
-CPU_MICRO_BATCH = 8
+CPU_MICRO_BATCH = 16
 WARM_UP_STEPS = 2
 
 
@@ -232,14 +232,16 @@ def rows(rounds: Rounds, ranks: int, gpu: bool) -> Iterator[str]:
     """The table."""
     yield (
         "| variant | micro-batch | ms per step | its time ÷ DDP's | its CPU time ÷ DDP's "
-        "| peak GiB | estimate GiB | images/s |" + (" MFU |" if gpu else "")
+        "| peak GiB | images/s |" + (" estimate GiB | MFU |" if gpu else "")
     )
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|" + ("--:|" if gpu else "")
+    yield "|---|--:|--:|--:|--:|--:|--:|" + ("--:|--:|" if gpu else "")
     for variant, found in rounds.items():
         pairs = [(a, b) for a, b in zip(found, rounds[variant.baseline], strict=True) if a and b]
         own = [result for result in found if result]
         if not own:
-            yield f"| {variant.label} | {variant.micro_batch} | out of memory |" + " |" * (5 + gpu)
+            yield f"| {variant.label} | {variant.micro_batch} | out of memory |" + " |" * (
+                4 + 2 * gpu
+            )
             continue
         cells = [variant.label, str(variant.micro_batch)]
         cells.append(spread([1e3 * result["wall_seconds"] for result in own], 0))
@@ -248,18 +250,22 @@ def rows(rounds: Rounds, ranks: int, gpu: bool) -> Iterator[str]:
             for key in ("wall_seconds", "cpu_seconds")
         ]
         cells.append(f"{median(result['peak_gib'] for result in own):.3g}")
-        config = config_of(variant, gpu)
-        shape = shape_of(config.model)
-        memory = memory_bytes_per_rank(shape, config, variant.micro_batch, ranks)
-        cells.append(f"{sum(memory.values()) / GIB:.3g}" if variant.stage else "")
         rate = variant.micro_batch / median(result["wall_seconds"] for result in own)
         cells.append(f"{ranks * rate:.3g}")
-        if gpu:
-            flop = rate * TRAINING_FLOP_PER_FORWARD_MAC * count_forward_macs(shape)
-            name = torch.cuda.get_device_name(0)
-            peaks = [peak for part, peak in DENSE_BF16_FLOP_PER_SECOND.items() if part in name]
-            cells.append(f"{flop / peaks[0]:.1%}" if peaks else "")
+        cells += of_gpu(variant, ranks, rate) if gpu else []
         yield f"| {' | '.join(cells)} |"
+
+
+def of_gpu(variant: Variant, ranks: int, images_per_second: float) -> list[str]:
+    """The plan's estimate in GiB, and the share of the device's peak that the model's FLOP take."""
+    config = config_of(variant, gpu=True)
+    shape = shape_of(config.model)
+    memory = memory_bytes_per_rank(shape, config, variant.micro_batch, ranks)
+    flop = images_per_second * TRAINING_FLOP_PER_FORWARD_MAC * count_forward_macs(shape)
+    name = torch.cuda.get_device_name(0)
+    peaks = [peak for part, peak in DENSE_BF16_FLOP_PER_SECOND.items() if part in name]
+    estimate = f"{sum(memory.values()) / GIB:.3g}" if variant.stage else ""
+    return [estimate, f"{flop / peaks[0]:.1%}" if peaks else ""]
 
 
 def where(gpu: bool) -> str:

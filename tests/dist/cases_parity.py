@@ -228,6 +228,7 @@ def resume(world: World, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "repeated": equal(ends[0][0], ends[1][0]),
         "resumed": equal(resumed, ends[0][0]) and resumed_state == ends[0][1],
+        "apart": farthest(resumed, ends[0][0]),
         "changed": not equal(saved, resumed),
         "state": resumed_state,
     }
