@@ -10,17 +10,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor
 
 from pretrain import dist
 from pretrain.accuracy import every_steps, is_due, measure
-from pretrain.augment.pipeline import Augment
 from pretrain.checkpoint.resume import CheckpointReader, newest_valid_for_all
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.convert.export import read_weights, write_export
 from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, train_batches
-from pretrain.engine.engine import Engine
+from pretrain.engine.engine import Engine, Values
 from pretrain.engine.schedule import learning_rate
 from pretrain.errors import CheckpointError
 from pretrain.files import replace_text
@@ -29,9 +27,11 @@ from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report import write_report
-from pretrain.models.build import build, compile_blocks
+from pretrain.models.build import compile_blocks
+from pretrain.models.masked import encoder_weights
 from pretrain.models.swin import Swin
 from pretrain.models.transfer import transfer
+from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak
 from pretrain.preflight import initial_weights_path
 from pretrain.run_directory import learning_sha256
@@ -44,7 +44,7 @@ class Parts:
 
     job: Job
     device: torch.device
-    augment: Augment
+    objective: Objective
     engine: Engine
     store: CheckpointStore
     recorder: Recorder
@@ -122,27 +122,28 @@ def connect(
     """Build every part; at the first step weights come from ``init_from``, if the config has it."""
     config, plan = job.config, job.plan
     torch.manual_seed(config.seed)
-    model = build(config.model, config.engine.activation_checkpointing)
+    objective = objective_of(config)
     if first_step == 0 and job.world.rank == 0:
-        load_initial_weights(job, model, recorder)
+        load_initial_weights(job, objective.encoder, recorder)
     if config.engine.compile:
-        compile_blocks(model)
+        compile_blocks(objective.model)
     engine = Engine(
-        model,
+        objective.model,
         engine=config.engine,
         optim=config.optim,
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
         device=device,
         world=job.world,
-        undecayed=model.no_weight_decay_names(),
-        depths=model.layer_depths(),
+        undecayed=objective.model.no_weight_decay_names(),
+        depths=objective.model.layer_depths(),
         average=config.ema,
+        loss=objective.loss,
     )
     return Parts(
         job=job,
         device=device,
-        augment=Augment(config.augment, num_classes=plan.num_classes, seed=config.seed),
+        objective=objective,
         engine=engine,
         store=CheckpointStore(
             job.run.checkpoints_dir, world=job.world, keep_last=config.checkpoint.keep_last
@@ -228,7 +229,7 @@ def training_batches(parts: Parts) -> Batches:
 
 def micro_batches(
     parts: Parts, stream: Iterator[Batch], step: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Values, Values]]:
     """Yield this rank's augmented micro-batches of a step, each made when it is asked for."""
     plan, rank = parts.job.plan, parts.job.world.rank
     for number in range(rank * plan.accumulation, (rank + 1) * plan.accumulation):
@@ -236,7 +237,7 @@ def micro_batches(
         parts.bad_samples += batch.bad
         # Drop path draws from torch: the same at any resume, different in every micro-batch.
         torch.manual_seed(_stream_seed(parts.job.config.seed, step, number))
-        yield parts.augment(
+        yield parts.objective.augment(
             batch.images.to(parts.device, non_blocking=True),
             batch.labels.to(parts.device, non_blocking=True),
             batch.seeds,
@@ -257,6 +258,8 @@ def rate(parts: Parts, step: int) -> float:
         floor=plan.min_lr,
         kind=parts.job.config.schedule.kind,
         decay_spans_warmup=parts.job.config.schedule.decay_spans_warmup,
+        milestones=plan.milestone_steps,
+        milestone_factor=parts.job.config.schedule.milestone_factor,
     )
 
 
@@ -329,16 +332,17 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
 
 
 def finish(parts: Parts) -> None:
-    """Export the weights and write the report."""
+    """Export the weights, without what only masked pre-training needs, and write the report."""
     job = parts.job
-    weights = parts.engine.full_weights(job.config.ema.given)
+    weights = encoder_weights(parts.engine.full_weights(job.config.ema.given))
+    has_head = job.config.masking is None
     if job.world.rank == 0:
         write_export(
             job.run.export_dir,
             weights,
             model=job.config.model,
-            classes=job.manifest.classes,
-            class_names=job.manifest.class_names,
+            classes=job.manifest.classes if has_head else (),
+            class_names=job.manifest.class_names if has_head else (),
             preprocessing={
                 "image_size": job.config.model.image_size,
                 "resize": job.config.eval.resize,

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     ERASE_TOP = 9
     ERASE_LEFT = 10
     ERASE_NOISE = 11
+    MASK = 12
 
 
 def mix_bits(values: Tensor) -> Tensor:

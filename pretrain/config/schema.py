@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.engine import EngineConfig, OptimConfig, check_together
+from pretrain.config.masking import MaskingConfig
+from pretrain.config.schedule import ScheduleConfig
 from pretrain.config.section import (
     Fraction,
     Name,
@@ -78,6 +80,8 @@ class AugmentConfig(Section):
     """Area of the random crop, as a fraction of the image."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Aspect ratio of the random crop, width over height."""
+    crop_filter: Literal["bicubic", "bilinear"] = "bicubic"
+    """How the random crop is resized, with antialiasing; evaluation is always bicubic."""
     flip_probability: Fraction = 0.5
     """Chance of a horizontal flip."""
     randaugment: str | None = "rand-m9-mstd0.5-inc1"
@@ -157,34 +161,6 @@ class ModelConfig(Section):
     ] = (0, 0, 0, 0)
     """V2: window side of each stage in the training that the weights come from, tokens: the bias
     network keeps its unit of distance. 0 takes this model's own windows."""
-
-
-class ScheduleConfig(Section):
-    """Learning rate over time, per step."""
-
-    epochs: PositiveInt
-    """Length of the run, warm-up included."""
-    warmup_epochs: NonNegativeFloat = 0.0
-    """Linear warm-up at the start."""
-    decay_spans_warmup: bool = False
-    """The decay counts from step 0 and the warm-up lies over its start, after which the rate drops
-    slightly below the peak; otherwise the decay starts at the peak, after the warm-up."""
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up."""
-    warmup_lr: NonNegativeFloat = 0.0
-    """Learning rate of step 0, before scaling."""
-    min_lr: NonNegativeFloat = 0.0
-    """Learning rate of the end, before scaling; ``constant`` ignores it."""
-
-    @model_validator(mode="after")
-    def check_warmup(self) -> Self:
-        """Refuse a warm-up that leaves nothing to train."""
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs: expected less than epochs ({self.epochs}), "
-                f"got {self.warmup_epochs:g}"
-            )
-        return self
 
 
 class EmaConfig(Section):
@@ -294,6 +270,8 @@ class RunConfig(Section):
     left out."""
     data: DataConfig
     model: ModelConfig
+    masking: MaskingConfig | None = None
+    """Learn to restore hidden squares of the images, without labels; null learns to classify."""
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig
     schedule: ScheduleConfig
@@ -310,4 +288,20 @@ class RunConfig(Section):
     def check_optimizer(self) -> Self:
         """Refuse an optimizer that does not work where the engine keeps its state."""
         check_together(self.optim, self.engine)
+        return self
+
+    @model_validator(mode="after")
+    def check_masking(self) -> Self:
+        """Refuse what has to do with labels in a run that learns without them."""
+        if self.masking is None:
+            return self
+        of_labels = {
+            "data.eval_split=null": self.data.eval_split is not None,
+            "eval.probe=null": self.eval.probe is not None,
+            "augment.mix_probability=0": self.augment.mixes,
+            "augment.label_smoothing=0": self.augment.label_smoothing > 0,
+        }
+        missing = [assignment for assignment, wrong in of_labels.items() if wrong]
+        if missing:
+            raise ValueError(f"masking: learns without labels; give {' '.join(missing)}")
         return self

@@ -34,6 +34,7 @@ from pretrain.data.manifest import class_order_sha256
 from pretrain.errors import CheckpointError, ModelError
 from pretrain.files import sync
 from pretrain.metrics.jsonl import plain
+from pretrain.models.masked import encoder_weights
 from pretrain.run_directory import RunDirectory
 
 FORMAT_VERSION = 1
@@ -48,7 +49,8 @@ class Weights(NamedTuple):
 
     Attributes:
         tensors: state dict, official names, on the CPU.
-        classes: WordNet ids in the order of the head's rows; None if the source does not say.
+        classes: WordNet ids in the order of the head's rows; None if the source does not say, or
+            has no head, as after masked pre-training.
         model: the config they were trained with; None if the source does not say.
     """
 
@@ -76,7 +78,8 @@ def write_export(
         directory: the export's; its parent must exist.
         weights: state dict by official names, any device.
         model: the config of the network.
-        classes: WordNet ids in the order of the head's rows; none at all if unknown.
+        classes: WordNet ids in the order of the head's rows; none at all if unknown, or without
+            a head.
         class_names: names for people, in the same order; none without classes.
         preprocessing: what evaluation does to an image: ``image_size``, ``resize`` (short side, or
             None for squashing), ``mean``, ``std`` on the scale 0 to 1.
@@ -171,9 +174,11 @@ def _read_checkpoint(reader: CheckpointReader, run: RunDirectory, which: Which =
                 f"{reader.directory}: has no ema weights, as the run kept no average (ema.decay); "
                 "--weights raw takes the weights as they were trained"
             )
-        tensors = {name: reader.full(KINDS[which], name) for name in reader.shapes}
+        saved = {name: reader.full(KINDS[which], name) for name in reader.shapes}
+        tensors = encoder_weights(saved)
+        classes = reader.classes if "head.weight" in tensors else ()
         model = run.read_config().model if run.exists else None
-        return Weights(tensors, reader.classes or None, model)
+        return Weights(tensors, classes or None, model)
 
 
 def _read_export(directory: Path) -> Weights:

@@ -2,17 +2,19 @@
 
 The training crop is the published RandomResizedCrop (Szegedy et al., "Going deeper with
 convolutions", 2014; as in torchvision and timm: ten tries, then the largest centred crop), drawn
-from the sample's own seed. Resizing is bicubic with antialiasing on uint8, the same arithmetic as
-Pillow's to within one or two of 255 levels.
+from the sample's own seed. Resizing is antialiased, on uint8, the same arithmetic as Pillow's to
+within one or two of 255 levels.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from pretrain.data.decode import DecodeBuffer, PixelArray, decode_rgb, read_header
+
+Filter = Literal["bicubic", "bilinear"]
 
 _TRIES = 10
 _LONGEST_STRIP = 32
@@ -67,6 +69,7 @@ def train_image(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     buffer: DecodeBuffer | None = None,
+    resize_filter: Filter = "bicubic",
 ) -> torch.Tensor:
     """Decode an image file and take its training crop: uint8 [3, image_size, image_size].
 
@@ -83,7 +86,7 @@ def train_image(
     if pixels.shape[:2] != (header.height, header.width):
         box = _scaled(box, factor, header.height // factor, header.width // factor)
     cut = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    return resize(cut, image_size, image_size)
+    return resize(cut, image_size, image_size, resize_filter)
 
 
 def eval_image(
@@ -118,8 +121,10 @@ def eval_image(
     return resized[:, top : top + image_size, left : left + image_size]
 
 
-def resize(pixels: PixelArray, height: int, width: int) -> torch.Tensor:
-    """Resize uint8 [H, W, 3] to uint8 [3, height, width], bicubic, antialiased."""
+def resize(
+    pixels: PixelArray, height: int, width: int, resize_filter: Filter = "bicubic"
+) -> torch.Tensor:
+    """Resize uint8 [H, W, 3] to uint8 [3, height, width], antialiased."""
     # [H, W, 3] seen as channels-last [1, 3, H, W]: torch has a fast uint8 path for that layout,
     # but only without gaps between the rows.
     image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
@@ -127,7 +132,7 @@ def resize(pixels: PixelArray, height: int, width: int) -> torch.Tensor:
         return image[0]
     image = image.contiguous(memory_format=torch.channels_last)
     return F.interpolate(
-        image, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+        image, size=(height, width), mode=resize_filter, antialias=True, align_corners=False
     )[0]
 
 

@@ -149,6 +149,7 @@ def train_batches(
         image_size=image_size,
         crop_scale=augment.crop_scale,
         crop_ratio=augment.crop_ratio,
+        crop_filter=augment.crop_filter,
         micro_batch=micro_batch,
         accumulation=accumulation,
         world=world,

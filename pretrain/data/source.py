@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pretrain.data.batch import BadSample, Batch, Slots
-from pretrain.data.crop import eval_image, train_image
+from pretrain.data.crop import Filter, eval_image, train_image
 from pretrain.data.decode import DecodeBuffer, ImageError
 from pretrain.data.order import Run, SampleOrder
 from pretrain.data.shards import BadSampleError, ShardReader
@@ -47,6 +47,7 @@ class TrainSource(Dataset):
     micro_batch: int
     accumulation: int
     world: World
+    crop_filter: Filter = "bicubic"
     _buffer: DecodeBuffer = field(default_factory=DecodeBuffer)
 
     def __getitem__(self, task: tuple[int, int]) -> Filled | Failure:
@@ -84,7 +85,13 @@ class TrainSource(Dataset):
     def _put(self, filling: "_Filling", place: int, sample_id: int, seed: int) -> bool:
         def to_image(data: bytes) -> torch.Tensor:
             return train_image(
-                data, seed, self.image_size, self.crop_scale, self.crop_ratio, self._buffer
+                data,
+                seed,
+                self.image_size,
+                self.crop_scale,
+                self.crop_ratio,
+                self._buffer,
+                self.crop_filter,
             )
 
         return filling.put(place, sample_id, self.reader, to_image)

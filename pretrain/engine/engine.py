@@ -26,6 +26,8 @@ from pretrain.world import World
 
 Which = Literal["raw", "ema"]
 """The weights as they are trained, or their average."""
+Values = Tensor | tuple[Tensor, ...]
+"""One or more tensors whose first axis is the images of a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Engine:
         depths: layer of every parameter, for layer-wise decay; see `parameter_groups`.
         average: the moving average that is kept beside the weights; None, or one without a decay,
             keeps none.
+        loss: from the model's outputs and the targets of a micro-batch to fp32 [B].
 
     Raises:
         EngineError: the model has frozen parameters, parameters without a depth where one is
@@ -97,8 +100,10 @@ class Engine:
         undecayed: Collection[str],
         depths: Mapping[str, int] | None = None,
         average: EmaConfig | None = None,
+        loss: Callable[[Tensor, Any], Tensor] = soft_target_cross_entropy,
     ) -> None:
         self._world = world
+        self._loss = loss
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._device = device
@@ -134,15 +139,17 @@ class Engine:
         if average is not None and average.decay is not None:
             self._ema = ema.Ema(flats, average)
 
-    def train_step(self, micro_batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> StepResult:
+    def train_step(self, micro_batches: Iterable[tuple[Values, Values]], lr: float) -> StepResult:
         """Take one optimizer step on the mean loss of the global batch. Every rank.
 
         Exactly ``accumulation`` micro-batches are drawn, each only when the one before it is done:
         what the iterator does between them, such as seeding, happens between the passes.
 
         Args:
-            micro_batches: pairs of images, float [B, C, H, W], and targets, float [B, Y] with rows
-                that sum to 1, both on the device; B is the engine's ``micro_batch``.
+            micro_batches: pairs of what the model takes and what the loss compares its outputs
+                with, each a tensor or several, on the device; B is the engine's ``micro_batch``.
+                Classification: images, float [B, C, H, W], and targets, float [B, Y] with rows
+                that sum to 1.
             lr: learning rate of this step; a group's own is this times its ``lr_scale``.
 
         Raises:
@@ -156,9 +163,9 @@ class Engine:
         self._zero.train()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
         drawn = 0
-        for images, targets in islice(micro_batches, self._accumulation):
-            self._check_size(images, targets)
-            losses = soft_target_cross_entropy(self._zero(images), targets)
+        for inputs, targets in islice(micro_batches, self._accumulation):
+            self._check_size(inputs, targets)
+            losses = self._loss(self._zero(*_each(inputs)), targets)
             loss_sum += losses.detach().sum()
             self._zero.backward(losses.mean())
             self._zero.step()  # changes weights after the last micro-batch only
@@ -174,11 +181,12 @@ class Engine:
         norm = self._zero.get_global_grad_norm() if applied else float("inf")
         return StepResult(loss_sum, drawn * self._micro_batch, norm, not applied)
 
-    def _check_size(self, images: Tensor, targets: Tensor) -> None:
-        if not len(images) == len(targets) == self._micro_batch:
+    def _check_size(self, inputs: Values, targets: Values) -> None:
+        sizes = [len(values) for values in (*_each(inputs), *_each(targets))]
+        if set(sizes) != {self._micro_batch}:
             raise EngineError(
                 f"train_step: expected {self._micro_batch} images and targets in a micro-batch, "
-                f"got {len(images)} and {len(targets)}"
+                f"got {' and '.join(str(size) for size in sizes)}"
             )
 
     def _count_step(self, applied: bool) -> None:
@@ -354,6 +362,10 @@ class Engine:
         self._zero.destroy()
         self._zero = self._ema = None
         runtime.release_collective_group(self._group)
+
+
+def _each(values: Values) -> tuple[Tensor, ...]:
+    return values if isinstance(values, tuple) else (values,)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -74,10 +74,12 @@ def load_subject(
         device: where to compute.
 
     Raises:
-        ModelError: the weights do not say their model, nobody or two say their classes, or they do
-            not fit the model.
+        ModelError: the weights have no head or do not say their model, nobody or two say their
+            classes, or they do not fit the model.
         ConfigError: the network cannot take images of that size.
     """
+    if "head.weight" not in weights.tensors:
+        raise ModelError(f"{path}: has no classifier (head.weight), so it has no accuracy")
     if weights.model is None:
         raise ModelError(
             f"{path}: does not say which model it is of; expected an export, a run or a checkpoint"
@@ -148,8 +150,6 @@ def read_source(path: Path, which: Which | None) -> Source:
 
 def _read_foreign(path: Path, which: Which | None) -> Source:
     loaded = load(path, choice=which)
-    if not loaded.has_head:
-        raise ModelError(f"{path}: has no classifier (head.weight), so it has no accuracy")
     ids, names = loaded.labels
     known = Recorded(class_names=dict(zip(ids, names, strict=True)) if ids and names else {})
     return Source(Weights(loaded.tensors, ids, loaded.model), known, which or "raw", loaded.notes)

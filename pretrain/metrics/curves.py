@@ -69,7 +69,7 @@ def charts(records: Records) -> list[Chart]:
         )
 
     drawn = [
-        Chart("Loss, nats", lines(("training", "train/loss"), ("evaluation", "eval/loss"))),
+        Chart("Loss", lines(("training", "train/loss"), ("evaluation", "eval/loss"))),
         Chart(
             "Accuracy",
             lines(("top-1", "eval/top1_fraction"), ("top-5", "eval/top5_fraction")),

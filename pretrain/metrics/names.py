@@ -23,9 +23,10 @@ _INTERVAL = "since the previous record"
 
 METRICS: dict[str, Metric] = {
     "train/loss": Metric(
-        "nats",
+        "",
         f"mean over all ranks' images of the steps applied {_INTERVAL}",
-        "Cross-entropy against the mixed and smoothed targets.",
+        "Cross-entropy against the mixed and smoothed targets. Masked pre-training: absolute error "
+        "of the hidden pixels, normalised.",
     ),
     "train/grad_norm": Metric(
         "",

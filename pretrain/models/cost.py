@@ -21,7 +21,7 @@ _FP32_BYTES = 4
 
 
 def count_parameters(shape: Shape) -> int:
-    """Trainable scalars of the whole model, head included."""
+    """Trainable scalars of the whole model, head included, or decoder and mask token."""
     first, last = shape.channels[0], shape.channels[-1]
     total = IMAGE_CHANNELS * shape.patch_size**2 * first + 3 * first
     for stage, (channels, stage_map) in enumerate(
@@ -36,7 +36,14 @@ def count_parameters(shape: Shape) -> int:
         if stage < STAGES - 1:
             norm = 2 * (2 if shape.family == "v2" else 4) * channels
             total += norm + 4 * channels * 2 * channels
-    return total + 2 * last + last * shape.num_classes + shape.num_classes
+    outputs = _outputs(shape)
+    mask_token = first if shape.masked else 0
+    return total + 2 * last + last * outputs + outputs + mask_token
+
+
+def _outputs(shape: Shape) -> int:
+    """Outputs of the last layer: for each image of the head, for each token of the decoder."""
+    return IMAGE_CHANNELS * shape.stride**2 if shape.masked else shape.num_classes
 
 
 def _mixer_parameters(shape: Shape, channels: int, heads: int, window: int) -> int:
@@ -72,7 +79,8 @@ def count_forward_macs(shape: Shape) -> int:
         if stage < STAGES - 1:
             merged = (-(-stage_map.side // 2)) ** 2
             total += merged * 4 * channels * 2 * channels
-    return total + shape.channels[-1] * shape.num_classes
+    decoded = stage_maps(shape)[-1].side ** 2 if shape.masked else 1
+    return total + decoded * shape.channels[-1] * _outputs(shape)
 
 
 def padded_tokens(shape: Shape, stage_map: StageMap, block: int) -> int:
@@ -92,7 +100,7 @@ def activation_bytes_per_image(
 
     Counts what torch saves with its memory-efficient attention kernel, and once the largest part
     that is recomputed, since it is alive during the backward pass. Weights, their low-precision
-    copies and the loss are not counted.
+    copies and the loss of a class are not counted; the loss of hidden pixels is.
 
     Args:
         shape: the model.
@@ -103,6 +111,10 @@ def activation_bytes_per_image(
     maps = stage_maps(shape)
     total = IMAGE_CHANNELS * shape.image_size**2 * compute  # images, for the patch projection
     total += (maps[0].side ** 2 * shape.channels[0] + maps[-1].side ** 2 * shape.channels[-1]) * 4
+    if shape.masked:
+        # The decoder's input, what its fp32 pixels differ by from the image, and what is hidden.
+        total += maps[-1].side ** 2 * shape.channels[-1] * compute
+        total += shape.image_size**2 * (IMAGE_CHANNELS * 4 + 1)
     largest_recomputed = 0
     for stage, (channels, stage_map) in enumerate(zip(shape.channels, maps, strict=True)):
         stream = stage_map.side**2 * channels * _FP32_BYTES

@@ -244,11 +244,15 @@ class Swin(nn.Module):
             self.layers.append(Stage(shape, stage, rates[:depth], recompute))
             rates = rates[depth:]
         self.norm = nn.LayerNorm(shape.channels[-1])
-        self.head = nn.Linear(shape.channels[-1], shape.num_classes)
+        classes = shape.num_classes
+        self.head = nn.Linear(shape.channels[-1], classes) if classes else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, Y] of normalised images, float [B, 3, height, width] of any size."""
-        x = self._stage_outputs(images)[-1]
+        """Logits [B, Y] of normalised images, float [B, 3, height, width] of any size.
+
+        Without a head, the last stage's mean [B, C].
+        """
+        x = self.encode(self.patch_embed(images))[-1]
         return self.head(self.norm(x).mean(dim=(1, 2)))
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -260,7 +264,7 @@ class Swin(nn.Module):
         Returns:
             Per stage [B, C, H, W], with sides rounded up; before the final norm.
         """
-        return tuple(x.permute(0, 3, 1, 2) for x in self._stage_outputs(images))
+        return tuple(x.permute(0, 3, 1, 2) for x in self.encode(self.patch_embed(images)))
 
     def no_weight_decay_names(self) -> set[str]:
         """Parameters the recipes do not decay: norms, biases, and whatever biases the attention.
@@ -277,8 +281,9 @@ class Swin(nn.Module):
         """Depth of each parameter for layer-wise decay of the learning rate, see `layer_depth`."""
         return {name: layer_depth(name, self.shape) for name, _ in self.named_parameters()}
 
-    def _stage_outputs(self, images: Tensor) -> list[Tensor]:
-        x, outputs = self.patch_embed(images), []
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Maps [B, H, W, C] of the four stages for a map of embedded patches, before the norm."""
+        outputs = []
         for stage in self.layers:
             assert isinstance(stage, Stage)  # noqa: S101 - for the type checker
             outputs.append(stage(x))

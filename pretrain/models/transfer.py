@@ -43,7 +43,8 @@ class TransferReport:
         copied: parameters taken as they were; with ``resized`` and the head, all there are.
         resized: position bias tables interpolated to another window.
         dropped: derived buffers of the source that were left out.
-        head: "copied" (as it was), "mapped" (rows by class id) or "fresh" (zeros).
+        head: "copied" (as it was), "mapped" (rows by class id), "fresh" (zeros), or "left out"
+            where the model has none.
         nameless: whether the source has a head but does not say its classes.
         mapped_classes: classes whose row came from the source by id.
         fresh_classes: class ids that start from zeros.
@@ -103,7 +104,7 @@ def transfer(
         weights: the source's state dict, official names, any floating type, on any device.
         source_classes: class ids in the order of the source's head rows; None if unknown.
         model: the model to fill.
-        target_classes: class ids in the order of the model's head rows.
+        target_classes: class ids in the order of the model's head rows, if it has a head.
         source_model: the config of the source's network; None if unknown. It says the windows that
             a V2's position bias was trained with, which the weights do not show.
 
@@ -114,13 +115,15 @@ def transfer(
             kind.
     """
     dropped = [name for name in weights if name.rpartition(".")[2] in DERIVED]
-    source = {name: tensor for name, tensor in weights.items() if name not in set(dropped)}
     target = dict(model.named_parameters())
+    left_out = {*dropped} if model.shape.num_classes else {*dropped, *HEAD}
+    target_classes = target_classes if model.shape.num_classes else ()
+    source = {name: tensor for name, tensor in weights.items() if name not in left_out}
     has_head = any(name in source for name in HEAD)
     _check_family(source, model)
     _check_fit(source, target, has_head)
     bias_windows = _check_windows(model, source_model)
-    _check_classes("target", target_classes, target["head.weight"].shape[0])
+    _check_classes("target", target_classes, model.shape.num_classes)
     if source_classes is not None and has_head:
         _check_classes("source", source_classes, source["head.weight"].shape[0])
 
@@ -187,6 +190,8 @@ def _plan_head(
     target_classes: Sequence[str],
 ) -> tuple[str, list[int | None]]:
     """The head's fate and, for each of the model's classes, the source's row (None for zeros)."""
+    if not target_classes:
+        return "left out", []
     if "head.weight" not in source or source_classes is None:
         return "fresh", [None] * len(target_classes)
     if list(source_classes) == list(target_classes):

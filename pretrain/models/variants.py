@@ -4,9 +4,10 @@ Sources: Swin Transformer (arXiv 2103.14030), section 3 and its table 7; Swin Tr
 2111.09883), section 3.5; Swin-MLP, official repository.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from pretrain.config.masking import MaskingConfig
 from pretrain.config.schema import ModelConfig
 from pretrain.errors import ConfigError
 
@@ -70,7 +71,7 @@ class Shape:
         heads: attention heads of each stage.
         image_size: side of the square image the windows are laid out for, pixels.
         window_size: side of an attention window, tokens.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; 0 where there is none.
         drop_path: stochastic depth of the last block, a fraction; earlier blocks rise to it from 0.
         patch_size: side of a patch, pixels.
         mlp_ratio: hidden channels of a block's network, over its channels.
@@ -78,6 +79,7 @@ class Shape:
         pretrained_window_sizes: V2: window side of each stage that the position bias was trained
             with, tokens; 0 where it is this model's own.
         extra_norm_every: see `Variant`.
+        masked: with a token for what is hidden and a decoder of pixels, see `MaskedSwin`.
     """
 
     embed_dim: int
@@ -92,12 +94,18 @@ class Shape:
     family: Family = "v1"
     pretrained_window_sizes: PerStage = NO_WINDOWS
     extra_norm_every: int = 0
+    masked: bool = False
 
     @property
     def channels(self) -> PerStage:
         """Channels of each stage."""
         first = self.embed_dim
         return (first, 2 * first, 4 * first, 8 * first)
+
+    @property
+    def stride(self) -> int:
+        """Side of the square of pixels that a token of the last stage stands for."""
+        return self.patch_size * 2 ** (STAGES - 1)
 
 
 class StageMap(NamedTuple):
@@ -140,6 +148,11 @@ def shape_of(model: ModelConfig) -> Shape:
                 f"channels (embed_dim {shape.embed_dim} x {2**stage})"
             )
     return shape
+
+
+def masked_shape(shape: Shape) -> Shape:
+    """The same network for masked-image pre-training: a decoder of pixels in place of the head."""
+    return replace(shape, num_classes=0, masked=True)
 
 
 def fit_window(height: int, width: int, window_size: int) -> tuple[int, int]:
@@ -206,7 +219,7 @@ def check_image_size(shape: Shape) -> None:
         ConfigError: the image is no multiple of the last stage's stride, or some stage's map is
             larger than the window and no multiple of it. Names the nearest sizes that fit.
     """
-    stride = shape.patch_size * 2 ** (STAGES - 1)
+    stride = shape.stride
     if _is_tiled(shape.image_size // stride, shape.window_size) and shape.image_size % stride == 0:
         return
     valid = [
@@ -223,6 +236,32 @@ def check_image_size(shape: Shape) -> None:
         f"windows of {shape.window_size}; expected a multiple of {stride} whose maps are each no "
         f"larger than the window or a multiple of it: {nearest}"
     )
+
+
+def check_masking(shape: Shape, masking: MaskingConfig) -> None:
+    """Refuse squares that do not tile the image or cut through patches, or hide all of it.
+
+    Raises:
+        ConfigError: naming the sizes that fit.
+    """
+    size, patch_size = masking.patch_size, shape.patch_size
+    if size % patch_size or shape.image_size % size:
+        fitting = [
+            str(side)
+            for side in range(patch_size, shape.image_size, patch_size)
+            if shape.image_size % side == 0
+        ]
+        raise ConfigError(
+            f"masking.patch_size: got {size}, expected a multiple of the network's patches of "
+            f"{patch_size} pixels that divides model.image_size {shape.image_size}: "
+            f"{', '.join(fitting)}"
+        )
+    squares = masking.squares_per_side(shape.image_size) ** 2
+    if masking.hidden_squares(shape.image_size) == squares:
+        raise ConfigError(
+            f"masking.ratio: {masking.ratio:g} of {squares} squares of {size} pixels hides all of "
+            "them; give a lower masking.ratio or a smaller masking.patch_size"
+        )
 
 
 def _is_tiled(last_side: int, window_size: int) -> bool:

@@ -9,7 +9,13 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import Manifest
 from pretrain.errors import ConfigError
 from pretrain.models.cost import count_forward_macs, count_parameters
-from pretrain.models.variants import Shape, check_image_size, shape_of
+from pretrain.models.variants import (
+    Shape,
+    check_image_size,
+    check_masking,
+    masked_shape,
+    shape_of,
+)
 from pretrain.plan.cost import Cost, estimate_cost
 from pretrain.plan.memory import host_memory_bytes_per_rank, memory_bytes_per_rank
 from pretrain.plan.resources import Resources
@@ -42,6 +48,7 @@ class Plan:
         steps_per_epoch: whole global batches in an epoch.
         total_steps: optimizer steps of the run.
         warmup_steps: steps of linear warm-up, part of the total.
+        milestone_steps: steps from which on the learning rate is lower; of ``multistep`` only.
         eval_every_steps: steps between evaluations.
         lr_scale: factor of the linear scaling rule; 1 without one.
         peak_lr: learning rate applied after the warm-up.
@@ -74,6 +81,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    milestone_steps: tuple[int, ...]
     eval_every_steps: int
     lr_scale: float
     peak_lr: float
@@ -139,11 +147,12 @@ def make_plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
+        milestone_steps=tuple(e * steps_per_epoch for e in config.schedule.milestone_epochs),
         eval_every_steps=config.eval.every_epochs * steps_per_epoch,
         lr_scale=lr_scale,
         peak_lr=config.optim.lr * lr_scale,
         warmup_lr=config.schedule.warmup_lr * lr_scale,
-        min_lr=config.schedule.min_lr * lr_scale,
+        min_lr=_end_lr(config) * lr_scale,
         parameters=parameters,
         forward_macs_per_image=macs,
         memory=memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
@@ -206,11 +215,21 @@ def _check_device(config: RunConfig, device: str) -> None:
             )
 
 
+def _end_lr(config: RunConfig) -> float:
+    schedule = config.schedule
+    if schedule.kind == "multistep":
+        return config.optim.lr * schedule.milestone_factor ** len(schedule.milestone_epochs)
+    return schedule.min_lr
+
+
 def _checked_shape(config: RunConfig, device: str) -> Shape:
-    """Return the model's shape after checks that need no data."""
+    """Return the shape of what is trained after checks that need no data."""
     _check_device(config, device)
     shape = shape_of(config.model)
     check_image_size(shape)
+    if config.masking is not None:
+        check_masking(shape, config.masking)
+        shape = masked_shape(shape)
     if config.augment.randaugment is not None:
         parse_policy(config.augment.randaugment)
     return shape

@@ -27,8 +27,17 @@ def _data_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
             f"not built yet in {config.data.path}: planned with {plan.train_samples:,} samples, "
             f"{plan.num_classes:,} classes"
         )
-    model = config.model
+    model, masking = config.model, config.masking
+    task = []
+    if masking is not None:
+        squares = masking.squares_per_side(model.image_size) ** 2
+        text = (
+            f"restore {masking.hidden_squares(model.image_size)} of {squares} squares of "
+            f"{masking.patch_size} pixels, no labels"
+        )
+        task = [("task", text)]
     return [
+        *task,
         ("data", data),
         (
             "model",
@@ -77,7 +86,10 @@ def _course(config: RunConfig, plan: Plan) -> str:
     schedule = config.schedule
     course = f"from {plan.warmup_lr:g}, " if plan.warmup_steps else ""
     course += schedule.kind
-    if schedule.kind != "constant":
+    if schedule.kind == "multistep":
+        steps = ", ".join(f"{step:,}" for step in plan.milestone_steps)
+        course += f", x{schedule.milestone_factor:g} from step {steps}"
+    elif schedule.kind != "constant":
         course += f" to {plan.min_lr:g}"
         course += " counted from step 0, under the warm-up" if schedule.decay_spans_warmup else ""
     return course

@@ -82,12 +82,48 @@ def typed(request, tmp_path, small_shards, monkeypatch, capsys):
         (f"init_from=./{'i' * 300}", "cannot be looked at: File name too long"),
         ("init_from=small", "init_from: small: is this run itself"),
         ("batch.global_size=1024", "more than the 96 samples"),
+        (
+            "masking={}",
+            "masking: learns without labels; give data.eval_split=null augment.mix_probability=0 "
+            "augment.label_smoothing=0",
+        ),
+        ("masking.ratio=0", "masking.ratio: input should be greater than 0, got 0"),
+        ("schedule.kind=multistep", "milestone_epochs: expected some with kind: multistep"),
+        ("schedule.milestone_epochs=[1]", "and none otherwise, got [1] with kind: cosine"),
     ],
 )
 def test_one_line_says_what_and_what_to_do(typed, override, expected):
     message = typed.refusal(override)
     assert expected in message
     assert message.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("masking.patch_size=16", "masking.ratio: 0.9 of 4 squares of 16 pixels hides all of them"),
+        ("masking.patch_size=12", "masking.patch_size: got 12, expected a multiple"),
+        ("masking.patch_size=2", "divides model.image_size 32: 4, 8, 16"),
+        ("eval.probe.path=x", "masking: learns without labels; give eval.probe=null"),
+        ("augment.mix_probability=0.5", "give augment.mix_probability=0"),
+        ("augment.label_smoothing=0.1", "give augment.label_smoothing=0"),
+        ("data.eval_split=validation", "give data.eval_split=null"),
+    ],
+)
+def test_what_masked_pretraining_cannot_do(typed, override, expected):
+    sound = ["masking={patch_size: 8, ratio: 0.9}", "data.eval_split=null"]
+    sound += ["augment.mix_probability=0", "augment.label_smoothing=0"]
+    message = typed.refusal(*sound, override)
+    assert expected in message
+    assert message.count("\n") == 0
+
+
+@pytest.mark.parametrize("epochs", [[3, 3], [4, 3], [1], [10]])
+def test_milestones_rise_inside_the_decay(typed, epochs):
+    schedule = ["schedule.epochs=10", "schedule.warmup_epochs=2", "schedule.kind=multistep"]
+    message = typed.refusal(*schedule, f"schedule.milestone_epochs={epochs}")
+    assert message.count("\n") == 0
+    assert message.endswith(f"end of the warm-up (2) to below epochs (10), got {epochs}")
 
 
 def test_options_may_stand_between_overrides(typed):

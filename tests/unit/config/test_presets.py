@@ -83,7 +83,7 @@ def test_a_mistake_in_a_preset_names_its_line(files, tmp_path):
     path = tmp_path / "base.yaml"
     path.write_text(BASE.replace("kind: linear", "kind: linaer"))
     assert refusal(files, ["preset=other"]).startswith(
-        f"{path}:12: schedule.kind: input should be 'cosine', 'linear' or 'constant'"
+        f"{path}:12: schedule.kind: input should be 'cosine', 'linear', 'constant' or "
     )
     load_run(files)  # a preset that is not chosen is not looked at
 

@@ -15,7 +15,7 @@ import torch
 from pretrain import train
 from pretrain.config.load import config_names, load_run
 from pretrain.engine.param_groups import parameter_groups
-from pretrain.models.build import build
+from pretrain.objective import objective_of
 from pretrain.plan.derive import make_plan
 from pretrain.plan.resources import resources_of
 
@@ -38,6 +38,8 @@ class Facts(NamedTuple):
     layer_decay: float = 1.0
     mixes: bool = True
     ema: float | None = None
+    milestone: int | None = None
+    """Epoch after which ``multistep`` has a tenth of the rate."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,6 +55,10 @@ PRETRAINING = Facts(IMAGES_22K, 90, 5, 4096, 1.25e-4, 1.25e-7, 1.25e-6, 0.05, 22
 FINE_TUNING = Facts(IMAGES_1K, 30, 5, 1024, 2e-5, 2e-8, 2e-7, 1e-8, 224, 7)
 SCRATCH = Facts(IMAGES_1K, 300, 20, 1024, 5e-4, 5e-7, 5e-6, 0.05, 224, 7)
 SIMMIM = Facts(IMAGES_1K, 100, 20, 2048, 1.25e-3, 2.5e-7, 2.5e-7, 0.05, 224, 7, layer_decay=0.8)
+MASKED = Facts(
+    IMAGES_1K, 800, 10, 2048, 1e-4, 5e-7, 0.0, 0.05, 192, 6, kind="multistep", mixes=False,
+    milestone=700,
+)  # fmt: skip
 # Not Swin's: ConvNeXt's fine-tuning, with a decay per block that spans what its own does.
 MODERN = FINE_TUNING._replace(
     warmup_epochs=0, batch=512, base_lr=5e-5, base_floor=1e-6, layer_decay=0.9, mixes=False,
@@ -93,6 +99,8 @@ ROWS: dict[str, tuple[dict[str, Facts], dict[str, float]]] = {
         presets(SCRATCH, SCRATCH._replace(clip=1.0)), {"t": 0.2, "s": 0.3, "b": 0.5}
     ),
     "swin_{}_1k_to_384": (TUNING_384, {"b": 0.5}),
+    # Nothing decays under the warm-up, so that what was released is what the repository does.
+    "swin_{}_simmim": ({"repository": MASKED, "released": MASKED, "paper": MASKED}, {"b": 0.0}),
     "swin_{}_simmim_to_1k": (presets(SIMMIM, SIMMIM), {"b": 0.1}),
     "swinv2_{}_22k": (presets(V2_PRETRAINING, V2_PRETRAINING), V2_DROP_PATH),
     "swinv2_{}_22k_to_1k_256": (
@@ -135,7 +143,10 @@ def test_the_numbers_are_the_published_ones(name, preset, drop_path, facts):
     assert plan.warmup_steps == facts.warmup_epochs * facts.steps_per_epoch
     assert plan.global_batch == facts.batch
     assert plan.peak_lr == pytest.approx(facts.base_lr * facts.scale, rel=1e-12)
-    if facts.kind != "constant":
+    if facts.kind == "multistep":
+        assert plan.min_lr == pytest.approx(facts.base_lr * facts.scale / 10, rel=1e-12)
+        assert plan.milestone_steps == (facts.milestone * facts.steps_per_epoch,)
+    elif facts.kind != "constant":
         assert plan.min_lr == pytest.approx(facts.base_floor * facts.scale, rel=1e-12)
     if facts.warmup_epochs:
         assert plan.warmup_lr == pytest.approx(facts.base_start * facts.scale, rel=1e-12)
@@ -162,15 +173,24 @@ def test_what_all_recipes_share(name):
     assert config.preset == "repository"
     assert (config.optim.betas, config.optim.eps) == ((0.9, 0.999), 1e-8)
     augment = config.augment
-    assert (augment.crop_scale, augment.crop_ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
-    assert (augment.flip_probability, augment.erase_probability) == (0.5, 0.25)
-    assert augment.randaugment == "rand-m9-mstd0.5-inc1"
-    assert (augment.mixup_alpha, augment.cutmix_alpha, augment.mix_probability) == (0.8, 1.0, 1.0)
-    assert (augment.mix_switch_probability, augment.label_smoothing) == (0.5, 0.1)
+    assert (augment.crop_ratio, augment.flip_probability) == ((3 / 4, 4 / 3), 0.5)
+    if name == "swin_b_simmim":
+        assert (augment.crop_scale, augment.crop_filter) == ((0.67, 1.0), "bilinear")
+        assert (augment.randaugment, augment.erase_probability) == (None, 0.0)
+        assert (augment.mix_probability, augment.label_smoothing) == (0.0, 0.0)
+        assert config.masking is not None
+        assert (config.masking.patch_size, config.masking.ratio) == (32, 0.6)
+    else:
+        assert (augment.crop_scale, augment.crop_filter) == ((0.08, 1.0), "bicubic")
+        assert (augment.randaugment, augment.erase_probability) == ("rand-m9-mstd0.5-inc1", 0.25)
+        mixing = (augment.mixup_alpha, augment.cutmix_alpha, augment.mix_probability)
+        assert mixing == (0.8, 1.0, 1.0)
+        assert (augment.mix_switch_probability, augment.label_smoothing) == (0.5, 0.1)
+        assert config.masking is None
     assert config.data.expected_train_samples in (IMAGES_22K, IMAGES_1K)
     assert config.model.num_classes == (21_841 if name.endswith("_22k") else 1000)
     assert config.engine.precision == "bf16"
-    assert (config.data.eval_split is None) == name.endswith("_22k")
+    assert (config.data.eval_split is None) == name.endswith(("_22k", "_simmim"))
 
 
 def whole_curve(facts: Facts) -> np.ndarray:
@@ -188,6 +208,9 @@ def whole_curve(facts: Facts) -> np.ndarray:
         "constant": np.full_like(step, peak),
         "linear": peak - (peak - floor) * done,
         "cosine": floor + (peak - floor) * (1 + np.cos(np.longdouble(np.pi) * done)) / 2,
+        "multistep": np.where(
+            step < (facts.milestone or 0) * facts.steps_per_epoch, peak, peak / np.longdouble(10)
+        ),
     }[facts.kind]
     rising = start + (peak - start) * step / max(warmup, 1)
     return np.where(step < warmup, rising, after)
@@ -240,6 +263,9 @@ GOLDEN = {
         375299: 1.0000000019908763e-05,
     },
     ("swin_t_1k", "released"): {25020: 0.0009891830623632338, 187650: 0.000505},
+    ("swin_b_simmim", "repository"): {
+        0: 2e-6, 3125: 0.000201, 6250: 4e-4, 437499: 4e-4, 437500: 4e-5, 499999: 4e-5
+    },
     ("swin_b_simmim_to_1k", "repository"): {
         0: 1e-6, 6250: 0.0025005, 12500: 0.005, 31250: 0.003457017239196542,
         62499: 1.0000049338152385e-06,
@@ -294,6 +320,18 @@ def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
     return found
 
 
+def with_a_decoder(structure: dict[str, tuple[bool, int]]) -> dict[str, tuple[bool, int]]:
+    """Return the structure of masked pre-training: no head, and a token that does not decay."""
+    top = max(layer for _, layer in structure.values())
+    encoder = {
+        f"encoder.{name}": value
+        for name, value in structure.items()
+        if not name.startswith("head.")
+    }
+    decoder = {"decoder.weight": (True, top), "decoder.bias": (False, top)}
+    return encoder | decoder | {"mask_token": (False, 0)}
+
+
 @pytest.mark.parametrize(
     ("name", "preset", "layer_decay", "weight_decay", "groups", "scalars"),
     [
@@ -305,6 +343,7 @@ def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
         ("swin_t_22k_to_1k_224", "modern", 0.8, 1e-8, 28, 28_288_354),
         ("swin_l_22k_to_1k_384", "repository", 1.0, 1e-8, 2, 196_735_516),
         ("swin_l_22k_to_1k_384", "modern", 0.9, 1e-8, 52, 196_735_516),
+        ("swin_b_simmim", "repository", 1.0, 0.05, 2, 89_874_104),
         ("swin_b_simmim_to_1k", "repository", 0.8, 0.05, 52, 87_768_224),
         ("swinv2_b_22k", "repository", 1.0, 0.1, 2, 109_280_841),
         ("swinv2_b_22k_to_1k_256", "repository", 1.0, 1e-8, 2, 87_918_816),
@@ -314,7 +353,7 @@ def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
 def test_parameter_groups(name, preset, layer_decay, weight_decay, groups, scalars):
     config, _ = load(name, preset)
     with torch.device("meta"):
-        model = build(config.model)
+        model = objective_of(config).model
     parameters = dict(model.named_parameters())
     found = parameter_groups(
         parameters,
@@ -330,6 +369,8 @@ def test_parameter_groups(name, preset, layer_decay, weight_decay, groups, scala
         for parameter in group["params"]
     }
     structure = expected_groups(config.model.variant)
+    if name == "swin_b_simmim":
+        structure = with_a_decoder(structure)
     top = max(layer for _, layer in structure.values())
     assert of_parameter == {
         name: (weight_decay if decays else 0.0, pytest.approx(layer_decay ** (top - layer)))

@@ -292,6 +292,20 @@ def test_closed_iterators_yield_nothing(shard_set):
     assert list(batches) == []
 
 
+def test_crops_are_resized_as_configured(shard_set):
+    of_filter = {}
+    for name in ("bicubic", "bilinear"):
+        with train_batches(
+            shard_set, settings_of(), AugmentConfig(crop_filter=name), seed=0, image_size=SIZE,
+            global_batch=6, micro_batch=6, accumulation=1, world=World(), first_step=0, last_step=1,
+        ) as batches:  # fmt: skip
+            of_filter[name] = next(batches)
+    bicubic, bilinear = (of_filter[name].images.int() for name in ("bicubic", "bilinear"))
+    assert torch.equal(of_filter["bicubic"].sample_ids, of_filter["bilinear"].sample_ids)
+    difference = (bicubic - bilinear).abs().float()
+    assert 0 < difference.mean() < 20  # the same crops, a little smoother
+
+
 def test_manifest_changes_do_not_reach_other_splits(shard_set):
     train_only = replace(shard_set, splits={"train": shard_set.split("train")})
     assert train_only.fingerprint("train") == shard_set.fingerprint("train")

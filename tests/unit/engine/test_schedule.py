@@ -53,6 +53,43 @@ def test_fine_tuning_golden_values(step, expected):
     assert learning_rate(step, kind="cosine", **FINE_TUNING) == pytest.approx(expected, rel=1e-12)
 
 
+# SimMIM's: 800 epochs of 625 steps, 10 of them warm-up, a tenth of the rate from epoch 700 on.
+MULTISTEP = {
+    "total_steps": 800 * 625,
+    "warmup_steps": 10 * 625,
+    "peak": 4e-4,
+    "start": 2e-6,
+    "floor": 1.0,
+    "milestones": (700 * 625,),
+    "milestone_factor": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 2e-6),
+        (3_125, 2.01e-4),  # half of the warm-up
+        (6_249, 3.9993632e-4),  # one short of the peak
+        (6_250, 4e-4),
+        (437_499, 4e-4),  # the last step of epoch 700
+        (437_500, 4e-5),
+        (499_999, 4e-5),
+    ],
+)
+def test_multistep_golden_values(step, expected):
+    assert learning_rate(step, kind="multistep", **MULTISTEP) == pytest.approx(expected, rel=1e-12)
+
+
+def test_every_milestone_lowers_the_rate_once():
+    numbers = {"total_steps": 8, "warmup_steps": 2, "peak": 1.0, "start": 0.0, "floor": 0.0}
+    rates = [
+        learning_rate(step, kind="multistep", milestones=(2, 4, 7), milestone_factor=0.5, **numbers)
+        for step in range(9)
+    ]
+    assert rates == [0.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125]
+
+
 def test_linear_and_constant():
     numbers = {"total_steps": 12, "warmup_steps": 2, "peak": 1.0, "start": 0.0, "floor": 0.5}
     linear = [learning_rate(step, kind="linear", **numbers) for step in range(13)]

@@ -16,9 +16,9 @@ RECORDS = [
 
 def test_only_what_was_recorded_is_drawn():
     evaluated = [*RECORDS, {"step": 190, "eval/loss": 1.0, "eval/top1_fraction": 0.5}]
-    assert [chart.title for chart in charts(RECORDS)] == ["Loss, nats", "Images per second"]
+    assert [chart.title for chart in charts(RECORDS)] == ["Loss", "Images per second"]
     drawn = {chart.title: chart for chart in charts(evaluated)}
-    assert [line.label for line in drawn["Loss, nats"].lines] == ["training", "evaluation"]
+    assert [line.label for line in drawn["Loss"].lines] == ["training", "evaluation"]
     assert list(drawn["Accuracy"].lines[0].values) == [0.5]
     assert charts([]) == []
 

@@ -1,4 +1,5 @@
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,9 @@ from pretrain.models.cost import (
     count_forward_macs,
     count_parameters,
 )
+from pretrain.models.masked import MaskedSwin, restoration_loss
 from pretrain.models.swin import Swin
-from pretrain.models.variants import VARIANTS, Shape, shape_of, stage_maps
+from pretrain.models.variants import VARIANTS, Shape, masked_shape, shape_of, stage_maps
 
 
 def config(variant="swin_t", image_size=224, window_size=7, num_classes=1000, **overrides):
@@ -98,6 +100,17 @@ def test_counts_are_those_of_the_network(model):
     assert count_parameters(shape_of(model)) == sum(p.numel() for p in swin.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_of_masked_pretraining_are_those_of_its_network(family):
+    shape = masked_shape(tiny_shape(family=family))
+    network = MaskedSwin(shape)
+    assert count_parameters(shape) == sum(p.numel() for p in network.parameters())
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.zeros(1, 3, 64, 64), torch.zeros(1, 2, 2, dtype=torch.bool))
+    per_batch = bias_network_macs(shape) if family == "v2" else 0
+    assert counter.get_total_flops() == 2 * (count_forward_macs(shape) + per_batch)
+
+
 @pytest.mark.parametrize(
     ("variant", "image_size", "window_size", "published_giga"),
     [
@@ -166,7 +179,7 @@ def live_tensors(also: list[Tensor]) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}
 
 
-def kept_bytes(model: Swin, images: int, precision: str) -> int:
+def kept_bytes(forward: Callable[[Tensor], Tensor], images: Tensor, precision: str) -> int:
     """Bytes a forward pass keeps alive for the backward pass."""
     before, saved = live_tensors([]), []
 
@@ -174,39 +187,53 @@ def kept_bytes(model: Swin, images: int, precision: str) -> int:
         saved.append(tensor)
         return tensor
 
-    side = model.shape.image_size
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        logits = model(torch.zeros(images, 3, side, side))
-    after = live_tensors([*saved, logits])
+        outputs = forward(images + 0.0)  # images of its own, which are counted
+    after = live_tensors([*saved, outputs])
     return sum(size for storage, size in after.items() if storage not in before)
 
 
+def masked_forward(shape: Shape, recompute: str) -> Callable[[Tensor], Tensor]:
+    """Masked pre-training up to the loss of each image."""
+    network = MaskedSwin(shape, (recompute,) * 4)
+
+    def forward(images: Tensor) -> Tensor:
+        hidden = torch.ones(len(images), 4, 4, dtype=torch.bool)
+        return restoration_loss(network(images, hidden), (images, hidden))
+
+    return forward
+
+
 @pytest.mark.parametrize(
-    ("variant", "precision", "recompute"),
+    ("variant", "precision", "recompute", "masked"),
     [
-        ("swin_t", "bf16", "none"),
-        ("swin_t", "bf16", "full"),
-        ("swin_t", "bf16", "selective_attention"),
-        ("swin_t", "bf16", "selective_mlp"),
-        ("swin_t", "fp32", "none"),
-        ("swinv2_t", "bf16", "none"),
-        ("swin_mlp_t_c24", "bf16", "none"),
-        pytest.param("swin_t", "fp32", "full", marks=pytest.mark.slow),
-        pytest.param("swinv2_t", "bf16", "full", marks=pytest.mark.slow),
-        pytest.param("swinv2_t", "bf16", "selective_attention", marks=pytest.mark.slow),
-        pytest.param("swinv2_t", "bf16", "selective_mlp", marks=pytest.mark.slow),
-        pytest.param("swin_mlp_t_c24", "bf16", "selective_attention", marks=pytest.mark.slow),
-        pytest.param("swin_t", "fp32", "selective_mlp", marks=pytest.mark.slow),
-        pytest.param("swinv2_t", "fp32", "none", marks=pytest.mark.slow),
-        pytest.param("swin_mlp_t_c24", "bf16", "full", marks=pytest.mark.slow),
-        pytest.param("swin_mlp_t_c24", "fp32", "none", marks=pytest.mark.slow),
+        ("swin_t", "bf16", "none", False),
+        ("swin_t", "bf16", "none", True),
+        ("swin_t", "bf16", "full", False),
+        ("swin_t", "bf16", "selective_attention", False),
+        ("swin_t", "bf16", "selective_mlp", False),
+        ("swin_t", "fp32", "none", False),
+        ("swinv2_t", "bf16", "none", False),
+        ("swin_mlp_t_c24", "bf16", "none", False),
+        pytest.param("swin_t", "fp32", "full", False, marks=pytest.mark.slow),
+        pytest.param("swin_t", "fp32", "full", True, marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "bf16", "full", False, marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "bf16", "selective_attention", False, marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "bf16", "selective_mlp", False, marks=pytest.mark.slow),
+        pytest.param(
+            "swin_mlp_t_c24", "bf16", "selective_attention", False, marks=pytest.mark.slow
+        ),
+        pytest.param("swin_t", "fp32", "selective_mlp", False, marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "fp32", "none", False, marks=pytest.mark.slow),
+        pytest.param("swin_mlp_t_c24", "bf16", "full", False, marks=pytest.mark.slow),
+        pytest.param("swin_mlp_t_c24", "fp32", "none", False, marks=pytest.mark.slow),
     ],
 )
 def test_activation_estimate_is_what_a_forward_pass_keeps(
-    monkeypatch, precision, recompute, variant
+    monkeypatch, precision, recompute, variant, masked
 ):
     attend, dtype = F.scaled_dot_product_attention, {"bf16": torch.bfloat16}.get(precision)
 
@@ -219,8 +246,11 @@ def test_activation_estimate_is_what_a_forward_pass_keeps(
     if variant == "swin_mlp_t_c24":
         settings["heads"] = (3, 6, 12, 24)
     shape = shape_of(config(variant, **settings))
-    model = Swin(shape, (recompute,) * 4)
-    measured = (kept_bytes(model, 3, precision) - kept_bytes(model, 1, precision)) / 2
+    if masked:
+        shape = masked_shape(shape)
+    forward = masked_forward(shape, recompute) if masked else Swin(shape, (recompute,) * 4)
+    one, three = (kept_bytes(forward, torch.zeros(n, 3, 128, 128), precision) for n in (1, 3))
+    measured = (three - one) / 2
     estimate = activation_bytes_per_image(shape, precision, (recompute,) * 4)
     # Beside what is kept, the estimate holds one recomputed part: what one more block of the first
     # stage keeps in addition when nothing is recomputed.

@@ -40,6 +40,22 @@ def test_same_network_and_classes_are_copied_bit_for_bit():
     assert len(report.copied) == len(weights) - 2
 
 
+@pytest.mark.parametrize("classes", [WIDE, None])
+def test_a_model_without_a_head_takes_the_rest(classes):
+    weights, model = source_weights(), target_model(0)
+    report = transfer(weights, classes, model, NARROW)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert (report.head, report.fresh_classes, report.unused_classes) == ("left out", (), 0)
+    assert report.lines() == [f"{len(weights) - 2} parameters copied", "head left out"]
+
+
+def test_weights_without_a_head_leave_a_fresh_one():
+    weights, model = source_weights(0), target_model(5)
+    report = transfer(weights, None, model, NARROW)
+    assert not model.head.weight.any()
+    assert report.lines() == [f"{len(weights)} parameters copied", "head fresh"]
+
+
 def test_head_rows_follow_the_class_ids():
     weights, model = source_weights(), target_model()
     report = transfer(weights, WIDE, model, NARROW)

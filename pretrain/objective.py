@@ -1,0 +1,51 @@
+"""What a run learns: the model, what it is given, and what its outputs are compared with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pretrain.augment.masking import MaskedAugment
+from pretrain.augment.pipeline import Augment
+from pretrain.config.schema import RunConfig
+from pretrain.engine.engine import soft_target_cross_entropy
+from pretrain.models.build import build
+from pretrain.models.masked import MaskedSwin, build_masked, restoration_loss
+from pretrain.models.swin import Swin
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Parts that belong together.
+
+    Attributes:
+        model: what is trained.
+        encoder: the part of it that the run is for: all of it, or what a decoder is put on.
+        augment: from a batch of the loader to what `model` takes and what `loss` compares with.
+        loss: from the model's outputs and those targets to the loss of each image, fp32 [B].
+    """
+
+    model: Swin | MaskedSwin
+    encoder: Swin
+    augment: Augment | MaskedAugment
+    loss: Callable[[Tensor, Any], Tensor]
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """Build what the config asks for: classification, or restoring what is masked.
+
+    The weights follow from torch's current seed.
+
+    Raises:
+        ConfigError: the model or the augmentation cannot be built.
+    """
+    augment = Augment(config.augment, num_classes=config.model.num_classes, seed=config.seed)
+    recomputed = config.engine.activation_checkpointing
+    if config.masking is None:
+        model = build(config.model, recomputed)
+        return Objective(model, model, augment, soft_target_cross_entropy)
+    masked = build_masked(config.model, recomputed)
+    return Objective(
+        masked, masked.encoder, MaskedAugment(augment, config.masking), restoration_loss
+    )
