@@ -160,12 +160,19 @@ def make_plan(
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
         checkpoints_kept=config.checkpoint.keep_last,
         free_disk_bytes=free_disk_bytes,
-        cost=estimate_cost(
-            train_images=total_steps * global_batch,
-            eval_images=eval_samples * math.ceil(config.schedule.epochs / config.eval.every_epochs),
-            forward_macs_per_image=macs,
-            resources=resources,
-        ),
+        cost=_cost(config, resources, total_steps * global_batch, eval_samples, macs),
+    )
+
+
+def _cost(
+    config: RunConfig, resources: Resources, train_images: int, eval_samples: int, macs: int
+) -> Cost:
+    evaluations = math.ceil(config.schedule.epochs / config.eval.every_epochs)
+    return estimate_cost(
+        train_images=train_images,
+        eval_images=eval_samples * evaluations,
+        forward_macs_per_image=macs,
+        resources=resources,
     )
 
 
