@@ -46,7 +46,7 @@ SMALL = (
     "model.num_classes=1000",
 )  # fmt: skip
 GPU_MICRO_BATCHES = (32, 64, 128, 256)
-CPU_MICRO_BATCH = 16
+CPU_MICRO_BATCH = 8
 WARM_UP_STEPS = 2
 
 

@@ -6,6 +6,7 @@ asserts that the pieces of all ranks cover every element of every parameter exac
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -198,9 +199,7 @@ def import_muon_uncompiled() -> None:
 
 
 def _moved(what: str) -> str:
-    from deepspeed import __version__
-
     return (
-        f"DeepSpeed {__version__}: {what}; pretrain/engine/shards.py was written for "
+        f"DeepSpeed {version('deepspeed')}: {what}; pretrain/engine/shards.py was written for "
         f"{WRITTEN_FOR}: pip install deepspeed=={WRITTEN_FOR}"
     )

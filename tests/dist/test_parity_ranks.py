@@ -102,7 +102,7 @@ def test_fp16_finds_its_scale_and_changes_nothing_before(suite):
     for found in suite["overflow"]:
         scales = found["scales"]
         assert len(scales) > 2
-        assert scales == [2.0 ** (23 - index) for index in range(len(scales) - 1)] + [scales[-2]]
+        assert scales == [2.0 ** (19 - index) for index in range(len(scales) - 1)] + [scales[-2]]
         assert found["untouched"] == [True] * (len(scales) - 1) + [False]
         assert found["unrounded"]
         assert found["norm"] < 1e-3

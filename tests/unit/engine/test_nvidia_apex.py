@@ -124,11 +124,8 @@ def test_asking_for_it_in_vain_is_one_line_with_a_way_out(site):
         nvidia_apex.use_fused_layer_norms(nn.LayerNorm(3))
 
 
-@pytest.mark.parametrize(
-    "impostor", [IMPOSTOR, "raise AttributeError('broken')\n", "raise SystemExit(3)\n"]
-)
-def test_an_impostor_does_not_break_deepspeed(tmp_path, impostor):
-    write(tmp_path, {"apex/__init__.py": impostor, "apex/lib/__init__.py": ""})
+def test_an_impostor_does_not_break_deepspeed(tmp_path):
+    write(tmp_path, {"apex/__init__.py": "raise SystemExit(3)\n", "apex/lib/__init__.py": ""})
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import torch\nfrom pretrain.engine import runtime\n"

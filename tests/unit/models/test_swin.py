@@ -205,10 +205,8 @@ def test_images_do_not_affect_each_other(family):
     [
         RECOMPUTE_ALL,
         ("none", "full", "none", "full"),
-        ("selective_attention",) * 4,
-        ("selective_mlp",) * 4,
-        ("full_offload",) * 4,
         ("selective_mlp", "full_offload", "selective_attention", "none"),
+        ("selective_attention", "selective_mlp", "full", "full_offload"),
     ],
     ids=str,
 )
