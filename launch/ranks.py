@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launch.processes import die_with_parent
-from pretrain.errors import EXIT_BAD_INPUT, LaunchError
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_HUNG, LaunchError
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import is_alive, start_ticks
 
@@ -222,6 +222,8 @@ def describe_exit(code: int) -> str:
             name = f"signal {-code}"
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"was killed by {name}{hint}"
+    if code == EXIT_HUNG:
+        return "hung and ended itself; its stacks are beside its log"
     return f"exited with code {code}"
 
 

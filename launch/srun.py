@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Sequence
 
 from launch.processes import die_with_parent
-from launch.ranks import Failure, Layout, free_port, shared_environment
+from launch.ranks import Failure, Layout, describe_exit, free_port, shared_environment
 from launch.scheduler import first_node_address
-from pretrain.errors import EXIT_BAD_INPUT, LaunchError
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_HUNG, LaunchError
 from pretrain.run_directory import RunDirectory
 
 _NAME_THE_RANK = (
@@ -106,7 +106,9 @@ def read_failure(text: str, code: int) -> Failure:
         return Failure(None, f"srun exited with code {code}: {last[0]}")
     end = (refused or guilty)[0]
     rank = int(re.split(r"[,\-]", end["tasks"])[0])
-    how = end["how"][0].lower() + end["how"][1:]
+    match = _EXIT_CODE.search(end["how"])
+    hung = match is not None and int(match[1]) == EXIT_HUNG
+    how = describe_exit(EXIT_HUNG) if hung else end["how"][0].lower() + end["how"][1:]
     return Failure(rank, f"rank {rank} on {end['node']}: {how}", bad_input=bool(refused))
 
 

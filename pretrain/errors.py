@@ -6,6 +6,8 @@ from typing import NoReturn
 
 EXIT_BAD_INPUT = 2
 """Exit code of every command that refuses its input."""
+EXIT_HUNG = 71
+"""Exit code of a rank that did not move for longer than its watchdog allows."""
 
 
 class PretrainError(Exception):

@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "cluster",
     "log",
     "wandb",
+    "guard",
+    "watchdog",
     "checkpoint",
     "data.allow_pipe",
     "data.build",
@@ -42,7 +44,6 @@ MAY_CHANGE = (
     "engine.collective_timeout_seconds",
     "engine.compile",
     "engine.layer_norm",
-    "engine.max_skipped_steps",
     "engine.offload",
     "engine.threads_per_rank",
     "engine.zero_stage",
@@ -70,6 +71,7 @@ class RunDirectory:
         progress_path: where training stands, JSON, replaced at most about once a second.
         metrics_path: recorded numbers, one JSON object per line.
         events_path: recorded events, one JSON object per line.
+        rewinds_path: when training went back, and which batches it left out since, JSON.
         checkpoints_dir: holds ``step_00001000`` and so on; such a name exists only when complete.
         wandb_dir: what Weights & Biases writes.
         report_path: the report of the finished run, HTML.
@@ -91,6 +93,7 @@ class RunDirectory:
         self.progress_path = self.path / "progress.json"
         self.metrics_path = self.path / "metrics.jsonl"
         self.events_path = self.path / "events.jsonl"
+        self.rewinds_path = self.path / "rewinds.json"
         self.checkpoints_dir = self.path / "checkpoints"
         self.wandb_dir = self.path / "wandb"
         self.report_path = self.path / "report.html"
@@ -114,6 +117,10 @@ class RunDirectory:
     def rank_log(self, attempt: int, rank: int) -> Path:
         """Everything one rank printed in one attempt."""
         return self.attempt_dir(attempt) / f"rank_{rank:03d}.log"
+
+    def stacks_path(self, attempt: int, rank: int) -> Path:
+        """Where the threads of a rank stood when it no longer moved."""
+        return self.attempt_dir(attempt) / f"stacks_rank_{rank:03d}.txt"
 
     def outcome_path(self, attempt: int) -> Path:
         """Where rank zero leaves the intent with which an attempt ended."""

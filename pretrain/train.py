@@ -13,29 +13,32 @@ import torch
 
 from pretrain import dist
 from pretrain.accuracy import every_steps, is_due, measure
-from pretrain.checkpoint.resume import CheckpointReader, newest_valid_for_all
+from pretrain.checkpoint.resume import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.convert.export import read_weights, write_export
+from pretrain.convert.export import read_weights
 from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, train_batches
 from pretrain.engine.engine import Engine, Values
 from pretrain.engine.schedule import learning_rate
 from pretrain.errors import CheckpointError
 from pretrain.files import replace_text
+from pretrain.finished import export
+from pretrain.guard import Fault, Guard
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report import write_report
 from pretrain.models.build import compile_blocks
-from pretrain.models.masked import encoder_weights
 from pretrain.models.swin import Swin
 from pretrain.models.transfer import transfer
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak
 from pretrain.preflight import initial_weights_path
+from pretrain.recovery import compare_ranks, find_checkpoint, go_back, read_skips
 from pretrain.run_directory import learning_sha256
 from pretrain.stop import StopRequest
+from pretrain.watchdog import Watchdog
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Parts:
     recorder: Recorder
     clock: Clock
     meter: Meter
+    guard: Guard
+    watchdog: Watchdog
     stop: StopRequest
     steps_done: int
     bad_samples: list[BadSample] = field(default_factory=list)
@@ -72,22 +77,29 @@ def train(job: Job) -> str:
     torch.set_num_threads(job.threads)
     reader, refusals = find_checkpoint(job)
     first_step = 0 if reader is None else reader.step
-    with Recorder(
-        job.run,
-        job.config,
-        rank=job.world.rank,
-        attempt=job.attempt,
-        resume_step=first_step,
-        total_steps=job.plan.total_steps,
-        steps_per_epoch=job.plan.steps_per_epoch,
-    ) as recorder:
+    with (
+        Watchdog(
+            job.run.stacks_path(job.attempt, job.world.rank), job.config.watchdog, "start"
+        ) as watchdog,
+        Recorder(
+            job.run,
+            job.config,
+            rank=job.world.rank,
+            attempt=job.attempt,
+            resume_step=first_step,
+            total_steps=job.plan.total_steps,
+            steps_per_epoch=job.plan.steps_per_epoch,
+        ) as recorder,
+    ):
         for refusal in refusals:
             recorder.event("checkpoint_refused", reason=refusal)
         recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
-        parts = connect(job, device, recorder, stop, first_step)
+        parts = connect(job, device, recorder, watchdog, stop, first_step)
         if reader is not None:
             restore(parts, reader)
-        outcome = run_steps(parts)
+        while isinstance(outcome := run_steps(parts), Fault):
+            rewind(parts, outcome)
+        watchdog.enter("save")
         if outcome == "done":
             finish(parts)
         recorder.event(outcome)
@@ -97,27 +109,13 @@ def train(job: Job) -> str:
     return outcome
 
 
-def find_checkpoint(job: Job) -> tuple[CheckpointReader | None, list[str]]:
-    """Return the newest sound checkpoint of the run, None before the first, and why not others.
-
-    Raises:
-        CheckpointError: there are checkpoints but none is sound, or the data has changed.
-    """
-    directory = job.run.checkpoints_dir
-    reader, refusals = newest_valid_for_all(directory, rank=job.world.rank)
-    if reader is None and refusals:
-        lines = [f"{directory}: no checkpoint is sound; move them away to start over", *refusals]
-        raise CheckpointError("\n".join(lines))
-    if reader is not None and reader.state["data"] != job.data_fingerprint:
-        raise CheckpointError(
-            f"{reader.directory}: was trained on other shards than {job.manifest.location} "
-            "holds now; restore them, or start another run (--name)"
-        )
-    return reader, refusals
-
-
 def connect(
-    job: Job, device: torch.device, recorder: Recorder, stop: StopRequest, first_step: int
+    job: Job,
+    device: torch.device,
+    recorder: Recorder,
+    watchdog: Watchdog,
+    stop: StopRequest,
+    first_step: int,
 ) -> Parts:
     """Build every part; at the first step weights come from ``init_from``, if the config has it."""
     config, plan = job.config, job.plan
@@ -154,8 +152,11 @@ def connect(
             total_steps=plan.total_steps,
             evaluate_every_steps=every_steps(job),
             save_every_steps=config.checkpoint.every_steps,
+            on_phase=lambda phase: watchdog.enter(phase or "step"),
         ),
         meter=Meter(),
+        guard=Guard(config.guard),
+        watchdog=watchdog,
         stop=stop,
         steps_done=first_step,
     )
@@ -178,11 +179,21 @@ def restore(parts: Parts, reader: CheckpointReader) -> None:
     reader.close()
     parts.clock.load_state(state["clock"])
     parts.meter.load_state(state["meter"], parts.job.world.rank)
+    parts.guard.load_state(state["guard"])
+    parts.steps_done = reader.step
     parts.recorder.event("resumed", checkpoint=reader.directory.name)
 
 
-def run_steps(parts: Parts) -> str:
-    """Train from the steps already done to the end, or to a request to stop."""
+def rewind(parts: Parts, fault: Fault) -> None:
+    """Go back to a checkpoint from before the fault and leave out the batches around it."""
+    reader, what = go_back(parts.job, parts.store, fault)
+    parts.recorder.rewind(reader.step)
+    parts.recorder.event("rewound", **what)
+    restore(parts, reader)
+
+
+def run_steps(parts: Parts) -> str | Fault:
+    """Train from the steps already done to the end, to a request to stop, or to a fault."""
     job, config, plan = parts.job, parts.job.config, parts.job.plan
     with training_batches(parts) as batches:
         stream = parts.clock.waiting(batches)
@@ -195,10 +206,14 @@ def run_steps(parts: Parts) -> str:
             parts.steps_done = done = step + 1
             last = done == plan.total_steps
             if done % config.log.every_steps == 0 or last:
-                record(parts, done, lr)
+                fault = record(parts, done, lr)
+                if fault is not None:
+                    return fault
             if is_due(job, done):
                 measure_accuracy(parts, done)
             reason = None if last else parts.stop.agreed()
+            if done % config.guard.compare_every_steps == 0:
+                compare_ranks(job, parts.engine.weights_digest(), done)
             if done % config.checkpoint.every_steps == 0 or last or reason:
                 save(parts, done, must=last or reason is not None)
             if reason:
@@ -224,6 +239,7 @@ def training_batches(parts: Parts) -> Batches:
         world=job.world,
         first_step=parts.steps_done,
         last_step=job.plan.total_steps,
+        skips=read_skips(job.run),
     )
 
 
@@ -263,11 +279,11 @@ def rate(parts: Parts, step: int) -> float:
     )
 
 
-def record(parts: Parts, done: int, lr: float) -> None:
-    """Write the numbers of the interval that ends after ``done`` steps."""
+def record(parts: Parts, done: int, lr: float) -> Fault | None:
+    """Write the numbers of the interval that ends after ``done`` steps; say what is wrong there."""
     plan = parts.job.plan
-    values = parts.meter.read()
-    values |= parts.clock.read()
+    interval = parts.meter.read()
+    values = interval.values | parts.clock.read()
     values["train/learning_rate"] = lr
     values["train/epoch"] = done / plan.steps_per_epoch
     values["data/samples_consumed"] = done * plan.global_batch
@@ -275,6 +291,7 @@ def record(parts: Parts, done: int, lr: float) -> None:
     parts.recorder.write(done, values, eta_seconds=parts.clock.eta_seconds(done))
     if values["data/bad_samples"]:
         report_bad_samples(parts, done)
+    return parts.guard.watch(done, interval.losses)
 
 
 def report_bad_samples(parts: Parts, done: int) -> None:
@@ -290,7 +307,8 @@ def measure_accuracy(parts: Parts, done: int) -> None:
     job = parts.job
     parts.recorder.progress(done, "evaluating")
     with parts.clock.phase("evaluation"), parts.engine.computing_with(job.config.ema.given):
-        measured = measure(job, done, parts.engine.logits, parts.device)
+        logits_of = parts.watchdog.alive_at(parts.engine.logits)
+        measured = measure(job, done, logits_of, parts.device)
     parts.recorder.write(done, measured.values)
     parts.bad_samples += measured.bad
     if dist.max_across_ranks(len(measured.bad)):
@@ -308,6 +326,7 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
         report_bad_samples(parts, done)
     parts.recorder.sync()
     with parts.clock.phase("save"):
+        compare_ranks(parts.job, parts.engine.weights_digest(), done)
         try:
             parts.store.save(
                 done,
@@ -317,6 +336,7 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
                     "engine": parts.engine.state(),
                     "clock": parts.clock.state(),
                     "meter": parts.meter.state(),
+                    "guard": parts.guard.state(),
                     "data": parts.job.data_fingerprint,
                 },
                 samples_consumed=done * parts.job.plan.global_batch,
@@ -332,32 +352,11 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
 
 
 def finish(parts: Parts) -> None:
-    """Export the weights, without what only masked pre-training needs, and write the report."""
+    """Export the weights and write the report."""
     job = parts.job
-    weights = encoder_weights(parts.engine.full_weights(job.config.ema.given))
-    has_head = job.config.masking is None
+    weights = parts.engine.full_weights(job.config.ema.given)
     if job.world.rank == 0:
-        write_export(
-            job.run.export_dir,
-            weights,
-            model=job.config.model,
-            classes=job.manifest.classes if has_head else (),
-            class_names=job.manifest.class_names if has_head else (),
-            preprocessing={
-                "image_size": job.config.model.image_size,
-                "resize": job.config.eval.resize,
-                "mean": job.config.augment.mean,
-                "std": job.config.augment.std,
-            },
-            provenance={
-                "run": job.config.name,
-                "step": job.plan.total_steps,
-                "weights": job.config.ema.given,
-                "samples_consumed": job.plan.total_steps * job.plan.global_batch,
-                "config_sha256": learning_sha256(job.config),
-                "edition": job.manifest.edition,
-            },
-        )
+        export(job, weights)
         parts.recorder.event("exported", directory=str(job.run.export_dir))
         parts.recorder.sync()
         write_report(job.run, "done")

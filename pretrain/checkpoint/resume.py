@@ -167,7 +167,9 @@ def verify(directory: Path) -> CheckpointReader:
     return reader
 
 
-def newest_valid(directory: Path) -> tuple[CheckpointReader | None, list[str]]:
+def newest_valid(
+    directory: Path, newest_step: int | None = None
+) -> tuple[CheckpointReader | None, list[str]]:
     """Return the newest sound checkpoint in a directory, and why each newer one was refused.
 
     Order is by step, never by time stamps. No reader and no refusals means that nothing was saved;
@@ -176,12 +178,15 @@ def newest_valid(directory: Path) -> tuple[CheckpointReader | None, list[str]]:
 
     Args:
         directory: holds the checkpoints; need not exist.
+        newest_step: later ones are passed over; None looks at all.
 
     Raises:
         CheckpointError: the directory cannot be listed.
     """
     refusals: list[str] = []
     for path in sorted(_candidates(directory), key=lambda path: step_of(path.name) or 0)[::-1]:
+        if newest_step is not None and (step_of(path.name) or 0) > newest_step:
+            continue
         try:
             if path.is_symlink():
                 raise CheckpointError(f"{path}: a symbolic link, expected a directory")
@@ -201,7 +206,7 @@ def _candidates(directory: Path) -> list[Path]:
 
 
 def newest_valid_for_all(
-    directory: Path, *, rank: int
+    directory: Path, *, rank: int, newest_step: int | None = None
 ) -> tuple[CheckpointReader | None, list[str]]:
     """Let rank zero choose as `newest_valid` does; every rank opens its choice. Every rank.
 
@@ -210,6 +215,7 @@ def newest_valid_for_all(
     Args:
         directory: holds the checkpoints, the same for every rank.
         rank: this process's.
+        newest_step: later ones are passed over; None looks at all.
 
     Raises:
         CheckpointError: on every rank, if rank zero cannot list the directory; on this rank, if it
@@ -218,7 +224,7 @@ def newest_valid_for_all(
     choice: dict[str, Any] = {"name": None, "refusals": [], "error": ""}
     if rank == 0:
         try:
-            reader, choice["refusals"] = newest_valid(directory)
+            reader, choice["refusals"] = newest_valid(directory, newest_step)
             choice["name"] = None if reader is None else reader.directory.name
         except CheckpointError as error:
             choice["error"] = str(error)

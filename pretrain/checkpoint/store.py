@@ -108,6 +108,22 @@ class CheckpointStore:
             raise
         return final
 
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps, sound or not. Every rank.
+
+        Raises:
+            CheckpointError: one could not be deleted, on every rank alike.
+        """
+
+        def delete() -> str:
+            for path in self._directory.iterdir():
+                if (step_of(path.name) or 0) > step:
+                    self._delete(path)
+            sync(self._directory)
+            return ""
+
+        self._on_rank_zero(delete)
+
     def _write_all(self, stage: Path, fragments: Mapping[str, Tensor]) -> dict[str, SavedFile]:
         """Write this rank's file; learn what every rank wrote."""
         path = stage / file_name(self._world.rank)

@@ -128,8 +128,6 @@ class EngineConfig(Section):
     """``torch.compile`` each block (stages 1 and 2); needs a compiler and a minute at start."""
     layer_norm: Literal["torch", "apex"] = "torch"
     """Whose LayerNorm: torch's, or NVIDIA apex's FusedLayerNorm."""
-    max_skipped_steps: PositiveInt = 20
-    """Non-finite steps in a row after which the run stops."""
     collective_timeout_seconds: PositiveInt = 1800
     """Longest wait for another rank before the run fails."""
     threads_per_rank: PositiveInt | None = None

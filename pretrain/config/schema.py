@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.engine import EngineConfig, OptimConfig, check_together
+from pretrain.config.guard import GuardConfig, WatchdogConfig
 from pretrain.config.masking import MaskingConfig
 from pretrain.config.schedule import ScheduleConfig
 from pretrain.config.section import (
@@ -278,6 +279,8 @@ class RunConfig(Section):
     ema: EmaConfig = EmaConfig()
     batch: BatchConfig
     engine: EngineConfig = EngineConfig()
+    guard: GuardConfig = GuardConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

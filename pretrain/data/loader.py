@@ -23,6 +23,7 @@ from pretrain.data.manifest import Manifest, Shard, check_shards
 from pretrain.data.order import SampleOrder
 from pretrain.data.remote_split import RemoteSplit, remote_eval_split, remote_train_split
 from pretrain.data.shards import ShardReader
+from pretrain.data.skips import Skip, batch_of_step
 from pretrain.data.source import EvalSource, Failure, TrainSource
 from pretrain.errors import DataError
 from pretrain.world import World
@@ -110,18 +111,19 @@ def train_batches(
     world: World,
     first_step: int,
     last_step: int,
+    skips: Sequence[Skip] = (),
 ) -> Batches:
-    """This rank's micro-batches of steps ``first_step`` to ``last_step - 1``, in order.
+    """This rank's micro-batches of steps ``first_step`` to ``last_step - 1``, cropped, in order.
 
     Every rank calls it, from its main thread, with the same arguments but for ``world``; ranks do
-    not communicate. Step t takes positions t·G to (t + 1)·G of the stream; micro-batch j of rank r
-    is the part of that batch from (r·A + j)·m on. Images are cropped, not yet augmented.
+    not communicate. Step t takes positions t·G to (t + 1)·G of the stream, or later ones by what is
+    left out; micro-batch j of rank r is the part of that batch from (r·A + j)·m on.
 
     Args:
         manifest: the shard set.
         data: its section of the config.
         augment: for the random crop.
-        seed: the run's seed.
+        seed: the run's.
         image_size: side of the images, pixels.
         global_batch: G, images of a step over all ranks.
         micro_batch: m, images of one micro-batch.
@@ -129,19 +131,17 @@ def train_batches(
         world: this rank's place.
         first_step: 0-based; samples consumed before it are ``first_step * global_batch``.
         last_step: where to stop (exclusive).
+        skips: global batches of the stream that are left out.
 
     Raises:
         DataError: the split or its shards are missing, or the batch sizes contradict each other.
     """
-    if micro_batch * accumulation * world.size != global_batch:
-        raise DataError(
-            f"global batch {global_batch}: expected micro-batch * accumulation * ranks = "
-            f"{micro_batch} * {accumulation} * {world.size}"
-        )
+    _check_sizes(global_batch, micro_batch, accumulation, world)
     shards = manifest.split(data.train_split).shards
     check_shards(manifest, data.train_split, world.rank, world.size)
-    order = _order(shards, seed, data)
-    remote = remote_train_split(manifest, data, order, world, micro_batch, accumulation, first_step)
+    order = train_order(manifest, data, seed)
+    first = batch_of_step(first_step, skips)
+    remote = remote_train_split(manifest, data, order, world, micro_batch, accumulation, first)
     source = TrainSource(
         reader=_reader(manifest, shards, remote, _most_open(order, world, global_batch)),
         order=order,
@@ -154,9 +154,18 @@ def train_batches(
         accumulation=accumulation,
         world=world,
     )
-    numbers = range(first_step * accumulation, last_step * accumulation)
+    batches = (batch_of_step(step, skips) for step in range(first_step, last_step))
+    numbers = (batch * accumulation + micro for batch in batches for micro in range(accumulation))
     bad = _BadCount(data.train_split, data.max_bad_fraction)
     return Batches(source, numbers, data, bad, remote)
+
+
+def _check_sizes(global_batch: int, micro_batch: int, accumulation: int, world: World) -> None:
+    if micro_batch * accumulation * world.size != global_batch:
+        raise DataError(
+            f"global batch {global_batch}: expected micro-batch * accumulation * ranks = "
+            f"{micro_batch} * {accumulation} * {world.size}"
+        )
 
 
 def eval_batches(
@@ -214,9 +223,14 @@ def _most_open(order: SampleOrder, world: World, global_batch: int) -> int:
     return in_play + -(-in_play // 8)
 
 
-def _order(shards: Sequence[Shard], seed: int, data: DataConfig) -> SampleOrder:
+def train_order(manifest: Manifest, data: DataConfig, seed: int) -> SampleOrder:
+    """The order in which the samples of the training split come.
+
+    Raises:
+        DataError: there is no such split, or no sample in it.
+    """
     return SampleOrder(
-        [shard.samples for shard in shards],
+        [shard.samples for shard in manifest.split(data.train_split).shards],
         seed=seed,
         lanes=data.lanes,
         window_shards=data.window_shards,

@@ -36,7 +36,7 @@ class Failure:
 
 @dataclass
 class TrainSource(Dataset):
-    """Micro-batches of one rank by number: number n is micro-batch n % A of step n // A."""
+    """Micro-batches of one rank by number: number n is micro-batch n % A of global batch n // A."""
 
     reader: ShardReader
     order: SampleOrder
@@ -62,10 +62,10 @@ class TrainSource(Dataset):
 
     def samples(self, number: int) -> Run:
         """The samples of the micro-batch of that number."""
-        step, micro = divmod(number, self.accumulation)
+        batch, micro = divmod(number, self.accumulation)
         per_rank = self.accumulation * self.micro_batch
         first = self.world.rank * per_rank + micro * self.micro_batch
-        return self.order.batch(step, per_rank * self.world.size, first, self.micro_batch)
+        return self.order.batch(batch, per_rank * self.world.size, first, self.micro_batch)
 
     def _fill(self, filling: "_Filling", run: Run) -> None:
         # Shard by shard and front to back: neighbours in a shard are read together.

@@ -15,6 +15,7 @@ from pretrain.config.engine import EngineConfig, OptimConfig
 from pretrain.config.schema import EmaConfig
 from pretrain.dist import control_group, gather_objects
 from pretrain.engine import ema, runtime, shards
+from pretrain.engine.digest import digest
 from pretrain.engine.lamb import Lamb
 from pretrain.engine.loss_scale import LossScale
 from pretrain.engine.nvidia_apex import use_fused_layer_norms
@@ -107,10 +108,8 @@ class Engine:
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._device = device
-        self._max_skipped_steps = engine.max_skipped_steps
         self._optimizer_step = 0
         self._skipped_steps = 0
-        self._skipped_in_a_row = 0
         self._loss_scale: LossScale | None = None
         if engine.precision == "fp16":
             self._loss_scale = LossScale(engine.loss_scale_init, engine.loss_scale_growth_steps)
@@ -153,8 +152,7 @@ class Engine:
             lr: learning rate of this step; a group's own is this times its ``lr_scale``.
 
         Raises:
-            EngineError: too few micro-batches or wrong sizes; or the gradient was not finite in
-                ``max_skipped_steps`` steps in a row, on every rank alike.
+            EngineError: too few micro-batches or wrong sizes.
         """
         for group in self._zero.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -167,7 +165,7 @@ class Engine:
             self._check_size(inputs, targets)
             losses = self._loss(self._zero(*_each(inputs)), targets)
             loss_sum += losses.detach().sum()
-            self._zero.backward(losses.mean())
+            self._zero.backward(_spoilt_unless_finite(losses.mean()))
             self._zero.step()  # changes weights after the last micro-batch only
             drawn += 1
         if drawn < self._accumulation:
@@ -194,16 +192,8 @@ class Engine:
             self._loss_scale.update(applied)
         if applied:
             self._optimizer_step += 1
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self._max_skipped_steps:
-            raise EngineError(
-                f"training: the gradient was not finite in {self._skipped_in_a_row} steps in a "
-                f"row (engine.max_skipped_steps), after {self._optimizer_step} applied; lower "
-                "optim.lr, clip (optim.clip_grad_norm), or try engine.precision=fp32"
-            )
+        else:
+            self._skipped_steps += 1
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -252,6 +242,14 @@ class Engine:
             return self._average().of(piece.flat).narrow(0, piece.offset, piece.count)
         return shards.values(self._zero, piece, kind)
 
+    def weights_digest(self) -> int:
+        """Return a digest of what this rank computes with, equal on all ranks. Any rank.
+
+        Of every parameter in ZeRO stages 1 and 2; in stage 3, where most exist in parts only, of
+        those it keeps whole; and of the model's buffers. Waits for the device.
+        """
+        return digest(shards.whole_tensors(self._zero))
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the full shape of every parameter, by name. Any rank."""
         return dict(self._shapes)
@@ -275,7 +273,6 @@ class Engine:
         read: Callable[[str, str, int, int], Tensor],
         optimizer_step: int,
         skipped_steps: int = 0,
-        skipped_in_a_row: int = 0,
         loss_scale: float | None = None,
         loss_scale_good_steps: int = 0,
         saved_shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -286,7 +283,6 @@ class Engine:
             read: called as ``read(kind, parameter name, start, count)``, gives flat fp32 [count].
             optimizer_step: steps that were applied before the state was saved.
             skipped_steps: steps that were skipped before the state was saved.
-            skipped_in_a_row: how many of those were the last.
             loss_scale: fp16's factor on the loss when the state was saved; None starts it anew.
             loss_scale_good_steps: finite steps since that factor changed.
             saved_shapes: full shape of every saved parameter, to be held against the model's;
@@ -305,7 +301,6 @@ class Engine:
         shards.refresh_weights(self._zero)
         self._optimizer_step = optimizer_step
         self._skipped_steps = skipped_steps
-        self._skipped_in_a_row = skipped_in_a_row
         if self._loss_scale is not None and loss_scale is not None:
             self._loss_scale.scale = loss_scale
             self._loss_scale.good_steps = loss_scale_good_steps
@@ -326,7 +321,6 @@ class Engine:
         state: dict[str, Any] = {
             "optimizer_step": self._optimizer_step,
             "skipped_steps": self._skipped_steps,
-            "skipped_in_a_row": self._skipped_in_a_row,
         }
         if self._loss_scale is not None:
             state["loss_scale"] = self._loss_scale.scale
@@ -366,6 +360,14 @@ class Engine:
 
 def _each(values: Values) -> tuple[Tensor, ...]:
     return values if isinstance(values, tuple) else (values,)
+
+
+def _spoilt_unless_finite(loss: Tensor) -> Tensor:
+    """The loss, with a NaN for its gradient where it is not finite: only gradients are agreed on.
+
+    Without waiting for the device, and to the bit the loss itself where it is finite.
+    """
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

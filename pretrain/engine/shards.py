@@ -22,7 +22,7 @@ KINDS = ("master", *MOMENTS)
 
 WRITTEN_FOR = "0.19.8"
 """The version of DeepSpeed whose privates these are."""
-OF_PARAMETERS = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_numel",)}
+OF_PARAMETERS = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_numel", "ds_persist")}
 OF_MAPPINGS = ("param_group_index", "hp_fragment_address", "lp_fragment_address")
 OF_ADDRESSES = ("start", "numel")
 _STAGE_1_2 = ("single_partition_of_fp32_groups", "update_lp_params")
@@ -157,6 +157,14 @@ def refresh_weights(zero: Any) -> None:
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
     if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def whole_tensors(zero: Any) -> list[Tensor]:
+    """Return the parameters and buffers that every rank holds whole and computes with."""
+    parameters = list(zero.module.parameters())
+    if zero.zero_optimization_stage() == 3:
+        parameters = [parameter for parameter in parameters if parameter.ds_persist]
+    return [*parameters, *zero.module.buffers()]
 
 
 def set_world_group(group: torch_dist.ProcessGroup | None) -> None:

@@ -24,6 +24,7 @@ class Clock:
         evaluate_every_steps: steps between evaluations, the last step included; None without any.
         save_every_steps: steps between checkpoints, the last step included.
         now: seconds that only grow.
+        on_phase: told of every phase that begins or goes on; None is the time outside of them.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class Clock:
         evaluate_every_steps: int | None,
         save_every_steps: int,
         now: Callable[[], float] = time.monotonic,
+        on_phase: Callable[[Phase | None], None] = lambda phase: None,
     ) -> None:
         self._global_batch = global_batch
         self._total_steps = total_steps
         self._every_steps = {"evaluation": evaluate_every_steps, "save": save_every_steps}
         self._now = now
+        self._on_phase = on_phase
         self._stack: list[Phase] = []
         self._interval_start = self._mark = now()
         self._seconds: dict[Phase, float] = _no_seconds()
@@ -54,12 +57,14 @@ class Clock:
         started = self._now()
         self._charge(started)
         self._stack.append(phase)
+        self._on_phase(phase)
         try:
             yield
         finally:
             ended = self._now()
             self._charge(ended)
             self._stack.pop()
+            self._on_phase(self._stack[-1] if self._stack else None)
         if phase == "step":
             self._steps += 1
         elif phase != "data":

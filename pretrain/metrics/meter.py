@@ -2,7 +2,8 @@
 
 import resource
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,11 +37,36 @@ class Step(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Interval:
+    """The steps between two records.
+
+    Attributes:
+        values: ``train/`` and ``data/`` means and sums over all ranks, by declared name.
+        losses: mean loss over the images of each step, in order; None for a step not applied.
+    """
+
+    values: dict[str, float]
+    losses: list[float | None]
+
+
+@dataclass(frozen=True)
+class _Step:
+    loss_sum: Tensor | float
+    grad_norm: Tensor | float
+    images: int
+    skipped: bool
+
+
 class Meter:
     """Accumulates steps without waiting for the device; one wait and one collective per record."""
 
     def __init__(self) -> None:
         self._reset()
+
+    def _reset(self) -> None:
+        self._steps: list[_Step] = []
+        self._bad_samples = 0
 
     def add(self, step: Step, bad_samples: int = 0) -> None:
         """Add one step of this rank. No host sync, no communication.
@@ -53,69 +79,75 @@ class Meter:
         """
         self._bad_samples += bad_samples
         if step.skipped:
-            self._skipped += 1
+            self._steps.append(_Step(0.0, 0.0, 0, True))
             return
-        self._images += step.images
-        self._applied += 1
-        loss_sum = step.loss_sum.detach().double()
-        norm = torch.as_tensor(step.grad_norm, dtype=torch.float64, device=loss_sum.device)
-        sums = torch.stack((loss_sum, norm.detach()))
-        self._sums = sums if self._sums is None else self._sums + sums
+        norm = step.grad_norm
+        norm = norm.detach().double() if isinstance(norm, Tensor) else norm
+        self._steps.append(_Step(step.loss_sum.detach().double(), norm, step.images, False))
 
-    def read(self) -> dict[str, float]:
-        """The interval's ``train/`` and ``data/`` means and sums over all ranks; starts the next.
+    def read(self) -> Interval:
+        """The interval over all ranks; starts the next.
 
         **Every rank** calls it, at the same step. Waits for the device once. With no applied step
         in the interval, loss and norm are NaN.
         """
-        loss_sum, images, norm_sum, bad_samples = self._global_sums()
-        applied, skipped = self._applied, self._skipped
+        rows, bad_samples = self._over_all_ranks()
         self._reset()
-        return {
-            "train/loss": loss_sum / images if images else float("nan"),
-            "train/grad_norm": norm_sum / applied if applied else float("nan"),
-            "train/skipped_steps": float(skipped),
-            "data/bad_samples": bad_samples,
-        }
+        applied = [row for row in rows if not row[_SKIPPED]]
+        images = sum(row[_IMAGES] for row in applied)
+        nan = float("nan")
+        return Interval(
+            {
+                "train/loss": sum(row[_LOSS] for row in applied) / images if images else nan,
+                "train/grad_norm": (
+                    sum(row[_NORM] for row in applied) / len(applied) if applied else nan
+                ),
+                "train/skipped_steps": float(len(rows) - len(applied)),
+                "data/bad_samples": bad_samples,
+            },
+            [None if row[_SKIPPED] else row[_LOSS] / row[_IMAGES] for row in rows],
+        )
 
-    def state(self) -> dict[str, float]:
-        """The unfinished interval, summed over all ranks, to be saved with a checkpoint.
+    def state(self) -> dict[str, Any]:
+        """The unfinished interval over all ranks, to be saved with a checkpoint.
 
         **Every rank** calls it. JSON-able; independent of the number of ranks.
         """
-        loss_sum, images, norm_sum, bad_samples = self._global_sums()
-        return {
-            "loss_sum": loss_sum,
-            "images": images,
-            "grad_norm_sum": norm_sum,
-            "applied_steps": self._applied,
-            "skipped_steps": self._skipped,
-            "bad_samples": bad_samples,
-        }
+        rows, bad_samples = self._over_all_ranks()
+        return {"steps": rows, "bad_samples": bad_samples}
 
-    def load_state(self, state: Mapping[str, float], rank: int) -> None:
+    def load_state(self, state: Mapping[str, Any], rank: int) -> None:
         """Take up an unfinished interval. **Every rank** calls it; rank zero carries the sums."""
         self._reset()
-        self._applied = int(state["applied_steps"])
-        self._skipped = int(state["skipped_steps"])
-        self._carried_norm_sum = state["grad_norm_sum"]
-        if rank == 0:
-            self._carried_loss_sum = state["loss_sum"]
-            self._images = int(state["images"])
-            self._bad_samples = int(state["bad_samples"])
+        for loss, images, norm, skipped in state["steps"]:
+            first = rank == 0
+            self._steps.append(
+                _Step(loss if first else 0.0, norm, int(images) if first else 0, bool(skipped))
+            )
+        self._bad_samples = int(state["bad_samples"]) if rank == 0 else 0
 
-    def _reset(self) -> None:
-        self._sums: Tensor | None = None  # float64 [2]: loss and gradient norm
-        self._carried_loss_sum = self._carried_norm_sum = 0.0
-        self._images = self._applied = self._skipped = self._bad_samples = 0
+    def _over_all_ranks(self) -> tuple[list[list[float]], float]:
+        """A row for each step, and the bad samples; norms are global already, so not summed."""
+        losses = _to_host([step.loss_sum for step in self._steps])
+        norms = _to_host([step.grad_norm for step in self._steps])
+        images = [step.images for step in self._steps]
+        count = len(self._steps)
+        sums = dist.sum_across_ranks([*losses, *images, self._bad_samples])
+        skipped = [float(step.skipped) for step in self._steps]
+        rows = zip(sums[:count], sums[count:-1], norms, skipped, strict=True)
+        return [list(row) for row in rows], sums[-1]
 
-    def _global_sums(self) -> tuple[float, float, float, float]:
-        """Loss, images, gradient norm, bad samples; the norm is global already, so not summed."""
-        loss_sum, norm_sum = (0.0, 0.0) if self._sums is None else self._sums.tolist()
-        loss_sum, images, bad_samples = dist.sum_across_ranks(
-            [loss_sum + self._carried_loss_sum, self._images, self._bad_samples]
-        )
-        return loss_sum, images, norm_sum + self._carried_norm_sum, bad_samples
+
+_LOSS, _IMAGES, _NORM, _SKIPPED = range(4)
+
+
+def _to_host(values: list[Tensor | float]) -> list[float]:
+    """Numbers from host and device, with one wait for the device."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return [float(value) for value in values]
+    fetched = iter(torch.stack(tensors).tolist())
+    return [next(fetched) if isinstance(value, Tensor) else value for value in values]
 
 
 def peak_memory_gib(device: torch.device) -> float:

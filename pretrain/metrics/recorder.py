@@ -58,6 +58,7 @@ class Recorder:
     ) -> None:
         self._writes = rank == 0
         self._run = run
+        self._config = config
         self._attempt = attempt
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
@@ -70,9 +71,10 @@ class Recorder:
         self._recorded: set[str] = set()
         self._mirror: WandbMirror | None = None
         if self._writes:
-            self._open(config, resume_step)
+            self._open(resume_step)
 
-    def _open(self, config: RunConfig, resume_step: int) -> None:
+    def _open(self, resume_step: int) -> None:
+        config = self._config
         cut = cut_back(self._run.metrics_path, resume_step)
         for line in cut.kept:
             self._latest.update(
@@ -206,6 +208,17 @@ class Recorder:
             "attempt": self._attempt,
         }
 
+    def rewind(self, step: int) -> None:
+        """Take back the numbers after a step, whose training begins again from there."""
+        self._last_step = step
+        self._last_checkpoint_step = step
+        if not self._writes:
+            return
+        self._close_files()
+        self._latest.clear()
+        self._recorded.clear()
+        self._open(step)
+
     def sync(self) -> None:
         """Wait until the record is on the disk; call it before a checkpoint that implies it."""
         if self._writes:
@@ -216,13 +229,16 @@ class Recorder:
         """Finish the mirror (within its time limit) and close the files; again does nothing."""
         if not self._writes:
             return
+        self._close_files()
+        self._writes = False
+
+    def _close_files(self) -> None:
         self._metrics.sync()
         if self._mirror is not None:
             self._mirror.close()
             self._watch_mirror()
         self._metrics.close()
         self._events.close()
-        self._writes = False
 
     def __enter__(self) -> Self:
         return self

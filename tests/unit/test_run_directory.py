@@ -71,7 +71,7 @@ def test_limits_that_stopped_a_run_can_be_raised(tmp_path: Path) -> None:
     """Their messages say so."""
     run = RunDirectory(tmp_path / "first")
     run.create(make_config(), "{}")
-    raised = make_config(data__max_bad_fraction=0.5, engine__max_skipped_steps=99)
+    raised = make_config(data__max_bad_fraction=0.5, guard__max_rewinds=9)
     run.create(raised, "{}")
     assert run.read_config() == raised
 

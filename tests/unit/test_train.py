@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from pretrain import dist, train
+from pretrain import dist, recovery, train
 from pretrain.data.batch import BadSample
 from pretrain.data.manifest import read_manifest
 from pretrain.errors import CheckpointError, DataError
@@ -22,7 +22,9 @@ def parts() -> Any:
 
 
 def test_restoring_lets_go_of_the_checkpoint(parts):
-    reader = MagicMock(state={"engine": {"optimizer_step": 3}, "clock": {}, "meter": {}})
+    reader = MagicMock(
+        state={"engine": {"optimizer_step": 3}, "clock": {}, "meter": {}, "guard": {}}
+    )
     train.restore(parts, reader)
     assert [name for name, _, _ in reader.method_calls] == ["close"]
     parts.engine.load_fragments.assert_called_once_with(
@@ -33,6 +35,7 @@ def test_restoring_lets_go_of_the_checkpoint(parts):
 def test_a_checkpoint_leaves_no_bad_sample_unreported(parts, monkeypatch):
     """Its meter counts them, so whoever resumes from it would never name them."""
     monkeypatch.setattr(train, "learning_sha256", lambda _: "")
+    monkeypatch.setattr(train, "compare_ranks", lambda *_: None)
     parts.bad_samples = [BadSample("a-train-000003.tar", "000003_000007", "damaged")]
     dist.initialize(World(), torch.device("cpu"), timeout_seconds=30)
     try:
@@ -52,12 +55,12 @@ def test_a_run_does_not_go_on_with_another_class_order(monkeypatch, small_shards
     manifest = read_manifest(small_shards.path)
     reordered = replace(manifest, classes=manifest.classes[::-1])
     reader = MagicMock(state={"data": manifest.fingerprint("train")}, directory="step_00000005")
-    monkeypatch.setattr(train, "newest_valid_for_all", lambda *_, **__: (reader, []))
+    monkeypatch.setattr(recovery, "newest_valid_for_all", lambda *_, **__: (reader, []))
     job = MagicMock(manifest=manifest, data_fingerprint=manifest.fingerprint("train"))
-    assert train.find_checkpoint(job) == (reader, [])
+    assert recovery.find_checkpoint(job) == (reader, [])
     job = MagicMock(manifest=reordered, data_fingerprint=reordered.fingerprint("train"))
     with pytest.raises(CheckpointError, match="step_00000005: was trained on other shards than"):
-        train.find_checkpoint(job)
+        recovery.find_checkpoint(job)
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -71,13 +74,14 @@ def test_a_rank_that_fails_ends_without_its_peers(parts, monkeypatch, fails):
 
     monkeypatch.setattr(train, "StopRequest", MagicMock())
     monkeypatch.setattr(train, "find_checkpoint", lambda job: (None, []))
+    monkeypatch.setattr(train, "Watchdog", lambda *_: nullcontext(MagicMock()))
     monkeypatch.setattr(train, "Recorder", lambda *_, **__: nullcontext(MagicMock()))
     monkeypatch.setattr(train, "connect", lambda *_: parts)
     monkeypatch.setattr(train, "run_steps", run_steps)
     monkeypatch.setattr(train, "leave_outcome", lambda *_: None)
     monkeypatch.setattr(train.torch, "set_num_threads", lambda _: None)
     job: Any = SimpleNamespace(
-        device="cpu", threads=1, run=None, config=None, attempt=1,
+        device="cpu", threads=1, run=MagicMock(), config=MagicMock(), attempt=1,
         world=SimpleNamespace(rank=0, size=1),
         plan=SimpleNamespace(total_steps=1, steps_per_epoch=1),
     )  # fmt: skip

@@ -22,7 +22,7 @@ def fake(stage: int) -> SimpleNamespace:
     mapping = SimpleNamespace(
         param_group_index=0, hp_fragment_address=address, lp_fragment_address=address
     )
-    parameters = [SimpleNamespace(_hp_mapping=mapping, ds_numel=1)]
+    parameters = [SimpleNamespace(_hp_mapping=mapping, ds_numel=1, ds_persist=True)]
     return SimpleNamespace(
         zero_optimization_stage=lambda: stage,
         data_parallel_group=None,

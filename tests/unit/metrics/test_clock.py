@@ -133,3 +133,19 @@ def test_the_estimate_survives_a_resume_and_then_follows_the_new_machine(now):
         step(resumed, now, data=0, compute=1)
         resumed.read()
     assert resumed.eta_seconds(50) == pytest.approx(50 * 1 + 5 * 30, rel=0.02)
+
+
+def test_every_phase_is_announced_and_so_is_its_end(now):
+    seen = []
+    clock = Clock(
+        global_batch=8,
+        total_steps=10,
+        evaluate_every_steps=None,
+        save_every_steps=5,
+        now=now,
+        on_phase=seen.append,
+    )
+    with clock.phase("step"):
+        for _ in clock.waiting([1]):
+            pass
+    assert seen == ["step", "data", "step", "data", "step", None]

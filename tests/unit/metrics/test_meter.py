@@ -36,7 +36,7 @@ def test_the_mean_weighs_images_not_steps():
     meter = Meter()
     meter.add(result(30.0, 10, grad_norm=2.0))
     meter.add(result(2.0, 30, grad_norm=torch.tensor(4.0)), bad_samples=3)
-    values = meter.read()
+    values = meter.read().values
     assert values == {
         "train/loss": pytest.approx(32 / 40),
         "train/grad_norm": pytest.approx(3.0),
@@ -49,7 +49,7 @@ def test_a_skipped_step_is_counted_and_its_numbers_are_not():
     meter = Meter()
     meter.add(result(10.0, 10))
     meter.add(result(math.nan, 10, grad_norm=math.inf, skipped=True), bad_samples=1)
-    values = meter.read()
+    values = meter.read().values
     assert values["train/loss"] == 1.0
     assert values["train/grad_norm"] == 1.0
     assert values["train/skipped_steps"] == 1
@@ -59,7 +59,7 @@ def test_a_skipped_step_is_counted_and_its_numbers_are_not():
 def test_an_interval_without_an_applied_step_has_no_loss():
     meter = Meter()
     meter.add(result(math.nan, 10, skipped=True))
-    values = meter.read()
+    values = meter.read().values
     assert math.isnan(values["train/loss"])
     assert math.isnan(values["train/grad_norm"])
     assert values["train/skipped_steps"] == 1
@@ -70,7 +70,7 @@ def test_reading_starts_the_next_interval():
     meter.add(result(10.0, 10))
     meter.read()
     meter.add(result(20.0, 10))
-    assert meter.read()["train/loss"] == 2.0
+    assert meter.read().values["train/loss"] == 2.0
 
 
 def test_many_small_losses_are_summed_in_double():
@@ -78,7 +78,7 @@ def test_many_small_losses_are_summed_in_double():
     meter.add(result(2.0**25, 1))
     for _ in range(100):
         meter.add(result(1.0, 1))
-    assert meter.read()["train/loss"] == (2.0**25 + 100) / 101
+    assert meter.read().values["train/loss"] == (2.0**25 + 100) / 101
 
 
 def test_adding_neither_communicates_nor_copies_to_the_host(monkeypatch):
@@ -105,7 +105,7 @@ def test_an_unfinished_interval_survives_a_resume():
     second.load_state(json.loads(json.dumps(first.state())), rank=0)
     second.add(steps[2], bad_samples=1)
     assert second.read() == whole.read()
-    assert first.read()["train/skipped_steps"] == 1, "state() must not end the interval"
+    assert first.read().values["train/skipped_steps"] == 1, "state() must not end the interval"
 
 
 def test_other_ranks_carry_no_sums_of_their_own():
@@ -113,9 +113,16 @@ def test_other_ranks_carry_no_sums_of_their_own():
     meter.add(result(7.0, 8, grad_norm=3.0), bad_samples=2)
     other = Meter()
     other.load_state(meter.state(), rank=1)
-    values = other.state()
-    assert (values["loss_sum"], values["images"], values["bad_samples"]) == (0, 0, 0)
-    assert (values["grad_norm_sum"], values["applied_steps"]) == (3.0, 1)
+    assert other.state() == {"steps": [[0.0, 0.0, 3.0, 0.0]], "bad_samples": 0}
+
+
+def test_the_loss_of_every_step_is_there_in_order():
+    meter = Meter()
+    meter.add(result(30.0, 10))
+    meter.add(result(math.nan, 10, skipped=True))
+    meter.add(result(2.0, 8))
+    assert meter.read().losses == [3.0, None, 0.25]
+    assert meter.read().losses == []
 
 
 def test_peak_memory_is_that_of_this_process():

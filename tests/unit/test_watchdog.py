@@ -1,0 +1,62 @@
+"""A process that no longer moves says where it stands and ends."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.config.guard import WatchdogConfig
+from pretrain.errors import EXIT_HUNG
+from pretrain.watchdog import Watchdog
+
+HANG = """
+import ctypes, sys, threading, time
+from pathlib import Path
+from pretrain import watchdog
+from pretrain.config.guard import WatchdogConfig
+watchdog.BACKSTOP_SECONDS = 1.0
+
+def waits_for_ever():
+    if sys.argv[2] == "holding the lock":
+        time.sleep(0.8)
+        ctypes.PyDLL(None).sleep(60)
+    time.sleep(60)
+
+dog = watchdog.Watchdog(Path(sys.argv[1]), WatchdogConfig(data_seconds=1.2), "start")
+dog.enter("data")
+waits_for_ever()
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("sleeping", EXIT_HUNG), ("holding the lock", 1)])
+def test_a_hung_process_leaves_its_stacks(tmp_path: Path, how: str, code: int) -> None:
+    stacks = tmp_path / "attempt" / "stacks.txt"
+    ended = subprocess.run(
+        [sys.executable, "-c", HANG, str(stacks), how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert "waits_for_ever" in stacks.read_text()
+    if code == EXIT_HUNG:
+        assert f"hung: data took more than 1.2 s; stacks: {stacks}" in ended.stderr
+
+
+def test_what_moves_is_left_alone(tmp_path: Path) -> None:
+    stacks = tmp_path / "stacks.txt"
+    settings = WatchdogConfig(start_seconds=1.5, step_seconds=1.5, evaluation_seconds=1.5)
+    with Watchdog(stacks, settings, "start") as dog:
+        moves = dog.alive_at(lambda number: number + 1)
+        dog.enter("evaluation")
+        for number in range(4):
+            time.sleep(0.6)
+            assert moves(number) == number + 1
+        for phase in ("step", "save", "step"):
+            dog.enter(phase)
+            time.sleep(0.4)
+    assert not stacks.exists()
+    dog.close()
