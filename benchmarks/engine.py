@@ -260,7 +260,7 @@ def of_gpu(variant: Variant, ranks: int, images_per_second: float) -> list[str]:
     """The plan's estimate in GiB, and the share of the device's peak that the model's FLOP take."""
     config = config_of(variant, gpu=True)
     shape = shape_of(config.model)
-    memory = memory_bytes_per_rank(shape, config, variant.micro_batch, ranks)
+    memory = memory_bytes_per_rank(shape, config, variant.micro_batch, ranks)["memory"]
     flop = images_per_second * TRAINING_FLOP_PER_FORWARD_MAC * count_forward_macs(shape)
     name = torch.cuda.get_device_name(0)
     peaks = [peak for part, peak in DENSE_BF16_FLOP_PER_SECOND.items() if part in name]

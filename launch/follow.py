@@ -108,7 +108,7 @@ class _Follower:
         self._waiting_for = ""
         self._told: dict[int, Attempt] = {item.number: item for item in self._earlier()}
         self._state: tuple[Any, ...] = ()
-        self._accuracy: float | None = (run.read_progress() or {}).get("eval_top1_fraction")
+        self._accuracies = _accuracies(run.read_progress() or {})
         self._line_time = 0.0
 
     def to_the_end(self) -> int:
@@ -155,10 +155,11 @@ class _Follower:
         number = status.attempt.number if status.attempt else 0
         if progress is None or progress.get("attempt") != number:
             progress = {**(progress or {}), "state": "starting", "eta_seconds": None, "time": None}
-        accuracy = progress.get("eval_top1_fraction")
-        if accuracy is not None and accuracy != self._accuracy:
-            self._accuracy = accuracy
-            self._say(f"{self._name}: step {progress['step']:,}: top-1 {100 * accuracy:.2f} %")
+        accuracies = _accuracies(progress)
+        news = [text for text in accuracies if text not in self._accuracies]
+        if news:
+            self._say(f"{self._name}: step {progress['step']:,}: {', '.join(news)}")
+        self._accuracies = accuracies
         if self._bar is not None:
             self._draw(self._bar, progress)
             return
@@ -243,9 +244,9 @@ def _results(run: RunDirectory, chain: Sequence[str]) -> list[str]:
         lines.append(f"report: {run.report_path}")
     if run.export_dir.exists():
         lines.append(f"exported weights: {run.export_dir}")
-    accuracy = (run.read_progress() or {}).get("eval_top1_fraction")
-    if accuracy is not None:
-        lines.append(f"accuracy: top-1 {100 * accuracy:.2f} %")
+    accuracies = _accuracies(run.read_progress() or {})
+    if accuracies:
+        lines.append(f"accuracy: {', '.join(accuracies)}")
     if any(run.wandb_dir.glob("offline-run-*")):  # one for each attempt, all parts of one run
         lines.append(
             f"to Weights & Biases: wandb sync {shlex.quote(str(run.wandb_dir))}/offline-run-*"
@@ -267,6 +268,15 @@ def _next_steps(run: RunDirectory, chain: Sequence[str]) -> list[str]:
     return [
         f"next: python launch/slurm.py --config {name}" for name in further if name not in chain
     ]
+
+
+def _accuracies(progress: dict[str, Any]) -> list[str]:
+    """The newest accuracy on the run's own held-out images and on its probe, of what there is."""
+    found = {
+        "top-1": progress.get("eval_top1_fraction"),
+        "probe top-1": progress.get("probe_top1_fraction"),
+    }
+    return [f"{name} {100 * value:.2f} %" for name, value in found.items() if value is not None]
 
 
 def _numbers(progress: dict[str, Any], *, now: float) -> list[str]:

@@ -30,6 +30,7 @@ from pretrain.preflight import (
     free_disk_bytes,
     initial_weights_path,
     manifest_if_built,
+    probe_split_if_built,
     require_manifest,
 )
 from pretrain.run_directory import RunDirectory
@@ -155,6 +156,7 @@ def _plan(config: RunConfig) -> Part:
         manifest,
         resources_of(config.cluster, gpus_here()),
         free_disk_bytes=free_disk_bytes(config),
+        probe=probe_split_if_built(config),
     )
     return Part(config, plan, _run_of(config))
 

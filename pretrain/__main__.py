@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pretrain.config.load import expand_chain, load_run
 from pretrain.config.schema import RunConfig
+from pretrain.data.manifest import Manifest, Split
 from pretrain.errors import ConfigError, LaunchError, run_command
 from pretrain.job import Job
-from pretrain.plan.derive import make_plan
+from pretrain.plan.derive import Plan, make_plan
 from pretrain.plan.render import render
 from pretrain.plan.resources import gpus_here, resources_of_world
 from pretrain.preflight import (
@@ -18,6 +19,7 @@ from pretrain.preflight import (
     check_output,
     free_disk_bytes,
     manifest_if_built,
+    probe_split_if_built,
     read_probe,
     require_manifest,
 )
@@ -74,16 +76,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan_text(config: RunConfig, world: World) -> str:
+    probe = probe_split_if_built(config)
+    return render(config, _plan(config, world, manifest_if_built(config), probe))
+
+
+def _plan(config: RunConfig, world: World, manifest: Manifest | None, probe: Split | None) -> Plan:
     resources = resources_of_world(world, config.cluster, gpus_here())
-    manifest = manifest_if_built(config)
-    plan = make_plan(config, manifest, resources, free_disk_bytes=free_disk_bytes(config))
-    return render(config, plan)
+    free = free_disk_bytes(config)
+    return make_plan(config, manifest, resources, free_disk_bytes=free, probe=probe)
 
 
 def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) -> int:
     manifest = require_manifest(config, world.rank, world.size)
-    resources = resources_of_world(world, config.cluster, gpus_here())
-    plan = make_plan(config, manifest, resources, free_disk_bytes=free_disk_bytes(config))
+    probe = read_probe(config, manifest)
+    plan = _plan(config, world, manifest, probe.manifest.split(probe.split) if probe else None)
     check_initial_weights(config)
     check_output(config)
     run.check(config)
@@ -91,7 +97,6 @@ def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) 
     with ExitStack() as stack:
         if create and world.rank == 0:
             stack.enter_context(_alone(run))
-        probe = read_probe(config, manifest)
         return _join(Job(run, config, plan, manifest, world, _attempt(run), probe), create=create)
 
 

@@ -6,13 +6,15 @@ tensors and JSON text, never as pickles.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
 
 import torch
 import torch.distributed as torch_dist
 
+from pretrain.errors import PretrainError, RefusedTogetherError
 from pretrain.world import World, meeting_point
 
 _control: torch_dist.ProcessGroup | None = None
@@ -130,6 +132,39 @@ def broadcast_text(text: str | None) -> str:
     if buffer.numel():
         torch_dist.broadcast(buffer, src=0, group=control_group())
     return bytes(buffer.numpy()).decode()
+
+
+@contextmanager
+def refusing_together() -> Iterator[None]:
+    """Let a refusal on any rank end all of them, and rank zero alone say it. Every rank.
+
+    What is done inside must not communicate. Any other error than a `PretrainError` leaves this
+    rank at once, and the others fail as soon as they notice that it is gone.
+
+    Raises:
+        PretrainError: on rank zero, with every different refusal.
+        RefusedTogetherError: on the others.
+    """
+    refusal: PretrainError | None = None
+    try:
+        yield
+    except PretrainError as error:
+        refusal = error
+    agree(refusal)
+
+
+def agree(refusal: PretrainError | None) -> None:
+    """End like `refusing_together`, given what this rank has to refuse. Every rank."""
+    texts = gather_objects(None if refusal is None else str(refusal))
+    refusals = {text: rank for rank, text in reversed(list(enumerate(texts))) if text is not None}
+    if not refusals:
+        return
+    if torch_dist.get_rank() != 0:
+        raise RefusedTogetherError("rank zero says why")
+    if refusal is not None and len(refusals) == 1:
+        raise refusal
+    said = (f"rank {rank}: {text}" for text, rank in sorted(refusals.items(), key=lambda x: x[1]))
+    raise PretrainError("\n".join(said))
 
 
 def barrier() -> None:

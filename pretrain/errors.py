@@ -42,6 +42,10 @@ class LaunchError(PretrainError):
     """A job that cannot be submitted or supervised."""
 
 
+class RefusedTogetherError(PretrainError):
+    """What rank zero says for all ranks: this one ends with the same code, silently."""
+
+
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a command's ``main`` on the arguments typed and exit with its code.
 
@@ -51,6 +55,8 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
+    except RefusedTogetherError:
+        code = EXIT_BAD_INPUT
     except PretrainError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)  # noqa: T201

@@ -5,13 +5,17 @@ import shutil
 from pathlib import Path
 
 from pretrain.config.schema import DataConfig, RunConfig
+from pretrain.convert.labels import read_label_list
 from pretrain.convert.sources import holds_weights, source_of
-from pretrain.data.manifest import Manifest, check_shards, read_manifest
+from pretrain.data.manifest import Manifest, Split, check_shards, read_manifest
 from pretrain.data.remote import LAUNCH_PATIENCE, Patience, patience_of
 from pretrain.errors import ConfigError, DataError, PretrainError
 from pretrain.evaluate.probe import Probe, open_probe
 from pretrain.location import is_remote
 from pretrain.run_directory import RunDirectory
+
+INIT_FIELDS = ("init_classes", "init_weights", "init_image_size", "init_window_size")
+"""What the config may say about the source of initial weights."""
 
 
 def manifest_if_built(config: RunConfig) -> Manifest | None:
@@ -81,8 +85,22 @@ def read_probe(config: RunConfig, manifest: Manifest) -> Probe | None:
     )
 
 
+def probe_split_if_built(config: RunConfig) -> Split | None:
+    """Return the split that the config names as a probe; None without one, or before it is built.
+
+    Raises:
+        DataError: something is there but it is no sound shard set, or it lacks the split.
+    """
+    settings = config.eval.probe
+    if settings is None:
+        return None
+    data = config.data.model_copy(update={"path": settings.path, "allow_pipe": False})
+    manifest = _manifest(data, LAUNCH_PATIENCE)
+    return None if manifest is None else manifest.split(settings.split)
+
+
 def initial_weights_path(config: RunConfig) -> Path | None:
-    """Return the run directory, checkpoint or export that ``init_from`` means; None for scratch."""
+    """Return the run, file or directory that ``init_from`` means; None for scratch."""
     if config.init_from is None:
         return None
     if "/" in config.init_from:
@@ -91,13 +109,18 @@ def initial_weights_path(config: RunConfig) -> Path | None:
 
 
 def check_initial_weights(config: RunConfig) -> None:
-    """Refuse an ``init_from`` that does not exist or that weights cannot be read from.
+    """Refuse an ``init_from`` that does not exist or that is plainly no weights.
+
+    What takes torch to tell is refused by `pretrain.initial_weights`, before the first step.
 
     Raises:
         ConfigError: with the path looked at.
     """
     path = initial_weights_path(config)
     if path is None:
+        given = [name for name in INIT_FIELDS if getattr(config, name) is not None]
+        if given:
+            raise ConfigError(f"{given[0]}: says how to read init_from, which is not given")
         return
     if path == Path(config.runs_dir) / config.name:
         raise ConfigError(
@@ -113,6 +136,11 @@ def check_initial_weights(config: RunConfig) -> None:
         source = source_of(path)
     except PretrainError as error:
         raise ConfigError(f"init_from: {error}") from None
+    if config.init_classes is not None:
+        try:
+            read_label_list(Path(config.init_classes))
+        except PretrainError as error:
+            raise ConfigError(f"init_classes: {error}") from None
     # A run given by name may still be training: whoever launches waits for it.
     by_path = "/" in (config.init_from or "")
     if source == "run" and by_path and not holds_weights(RunDirectory(path)):

@@ -15,7 +15,6 @@ from pretrain import dist
 from pretrain.accuracy import every_steps, is_due, measure
 from pretrain.checkpoint.resume import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.convert.export import read_weights
 from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, train_batches
 from pretrain.engine.engine import Engine, Values
@@ -24,17 +23,15 @@ from pretrain.errors import CheckpointError
 from pretrain.files import replace_text
 from pretrain.finished import export
 from pretrain.guard import Fault, Guard
+from pretrain.initial_weights import load_initial_weights
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report import write_report
 from pretrain.models.build import compile_blocks
-from pretrain.models.swin import Swin
-from pretrain.models.transfer import transfer
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak
-from pretrain.preflight import initial_weights_path
 from pretrain.recovery import compare_ranks, find_checkpoint, go_back, read_skips
 from pretrain.run_directory import learning_sha256
 from pretrain.stop import StopRequest
@@ -121,7 +118,7 @@ def connect(
     config, plan = job.config, job.plan
     torch.manual_seed(config.seed)
     objective = objective_of(config)
-    if first_step == 0 and job.world.rank == 0:
+    if first_step == 0:
         load_initial_weights(job, objective.encoder, recorder)
     if config.engine.compile:
         compile_blocks(objective.model)
@@ -160,16 +157,6 @@ def connect(
         stop=stop,
         steps_done=first_step,
     )
-
-
-def load_initial_weights(job: Job, model: Swin, recorder: Recorder) -> None:
-    """Start from ``init_from``: tables resized to the window, head rows picked by WordNet id."""
-    path = initial_weights_path(job.config)
-    if path is None:
-        return
-    source = read_weights(path)
-    report = transfer(source.tensors, source.classes, model, job.manifest.classes, source.model)
-    recorder.event("initial_weights", source=str(path), changes="; ".join(report.lines()))
 
 
 def restore(parts: Parts, reader: CheckpointReader) -> None:

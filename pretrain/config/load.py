@@ -327,6 +327,8 @@ def _absolute_paths(config: RunConfig) -> RunConfig:
         values["data"]["cache_dir"] = _absolute(config.data.cache_dir)
     if config.init_from is not None and "/" in config.init_from:
         values["init_from"] = _absolute(config.init_from)
+    if config.init_classes is not None:
+        values["init_classes"] = _absolute(config.init_classes)
     return RunConfig.model_validate_json(json.dumps(values))
 
 

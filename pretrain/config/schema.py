@@ -266,9 +266,18 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Fixes initialisation, sample order, augmentation and drop path."""
     init_from: str | None = None
-    """Start from these weights: the name of a run in ``runs_dir``, or a path to a run, checkpoint
-    or export; null starts from scratch. A bare .safetensors file names no classes: its head is
-    left out."""
+    """Start from these weights: the name of a run in ``runs_dir``, or a path to whatever
+    ``python -m pretrain.convert`` reads; null starts from scratch. Where neither the source nor
+    ``init_classes`` names the classes of its head, the head is left out."""
+    init_classes: str | None = None
+    """Classes of the rows of that head, before what the source says: a file of lines
+    ``id<TAB>name``, or a shard set of the same classes."""
+    init_weights: Literal["raw", "ema"] | None = None
+    """Which weights, where the source has both; null takes a run's exported ones, else raw ones."""
+    init_image_size: PositiveInt | None = None
+    """Side of the images that they were trained on, pixels, where the source does not say."""
+    init_window_size: PositiveInt | None = None
+    """Window side of V2 that they were trained with, tokens, where the source does not say."""
     data: DataConfig
     model: ModelConfig
     masking: MaskingConfig | None = None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.errors import run_command
+from pretrain.world import world_from_environment
 
 _TARGETS = (
     "official",
@@ -17,16 +18,37 @@ _TARGETS = (
 )
 
 
+_TIMEOUT_SECONDS = 1800
+"""Longest wait of other ranks for the one that converts."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Convert, and verify if asked to; return the exit code.
+    """Convert, and verify if asked to; return the exit code. Of several ranks, rank zero does it.
 
     Raises:
         PretrainError: bad input, before anything is written; or a result that does not compute
             what the source does.
+        RefusedTogetherError: on another rank, if rank zero refuses.
     """
     options = _parser().parse_args(arguments)
+    world = world_from_environment()
+    if world.size == 1:
+        _convert(options)
+        return 0
+    import torch
+
+    from pretrain import dist
+
+    dist.initialize(world, torch.device("cpu"), _TIMEOUT_SECONDS)
+    with dist.refusing_together():
+        if world.rank == 0:
+            _convert(options)
+    dist.shutdown()
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> None:
     # Only now is torch worth its seconds.
-    from pretrain.convert.labels import read_labels
     from pretrain.convert.read import load
     from pretrain.convert.verify import verify
     from pretrain.convert.write import check_destination, write
@@ -34,11 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     source, destination = Path(options.source), Path(options.destination)
     check_destination(destination, options.to)
     loaded = load(
-        source, choice=options.weights, image_size=options.image_size, window_size=options.window
+        source,
+        choice=options.weights,
+        image_size=options.image_size,
+        window_size=options.window,
+        classes=options.classes,
     )
-    if options.classes is not None:
-        rows = loaded.model.num_classes
-        loaded = loaded._replace(labels=read_labels(Path(options.classes), rows))
     model = loaded.model
     head = f"{model.num_classes:,} classes" if loaded.has_head else "no head"
     print(
@@ -53,7 +76,6 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{destination}: {options.to}")
     if options.verify:
         print(verify(loaded, destination, options.to))
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes",
         metavar="PATH",
+        type=Path,
         help="ids of the head's rows: a text file (id, or id and name after a tab) or a shard set",
     )
     parser.add_argument(

@@ -7,24 +7,10 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from pretrain.convert.pickles import load_pickled
+from pretrain.convert.sources import storage_of
 from pretrain.errors import CheckpointError, ModelError
 
-_HEAD_BYTES = 512
-_MAGIC = (
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"BZh", "a bzip2 archive; unpack it first"),
-    (b"7z\xbc\xaf", "a 7-Zip archive; unpack it first"),
-    (b"\x89HDF", "an HDF5 file of another framework"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"GGUF", "a GGUF file"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"%PDF", "a PDF document"),
-    (b"\x08", "an ONNX graph or another protocol buffer: weights go into it, not out"),
-)
-_LFS = b"version https://git-lfs"
 TENSORS_MAX = 10_000
-INDEX_SUFFIX = ".index.json"
 
 
 class Contents(NamedTuple):
@@ -46,21 +32,13 @@ def read_contents(path: Path) -> Contents:
         ModelError: it is something else, which is named; or a pickle that would run code.
         CheckpointError: it cannot be read or is cut off.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    # The length of a header may begin like a pickle or an archive; it is below 2^32.
-    if head[4:9] == b"\0\0\0\0{":
+    if storage_of(path) == "safetensors":
         return _read_safetensors(path)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        objects = load_pickled(path)
-        if not isinstance(objects, dict):
-            kind = type(objects).__name__
-            raise ModelError(f"{path}: expected named tensors, got a {kind}; save a state_dict")
-        return Contents(objects, {})
-    raise ModelError(f"{path}: expected weights, got {_what_is(head)}")
+    objects = load_pickled(path)
+    if not isinstance(objects, dict):
+        kind = type(objects).__name__
+        raise ModelError(f"{path}: expected named tensors, got a {kind}; save a state_dict")
+    return Contents(objects, {})
 
 
 def read_shards(index: Path) -> Contents:
@@ -112,21 +90,3 @@ def _read_safetensors(path: Path) -> Contents:
             f"{path}: cannot be read as safetensors, cut off? ({reason})"
         ) from None
     return Contents(tensors, metadata)
-
-
-def _what_is(head: bytes) -> str:
-    text = head.lstrip().lower()
-    if not head:
-        return "an empty file; copy it again"
-    if head.startswith(_LFS):
-        return "a Git LFS pointer, a few lines in the place of the file; run git lfs pull"
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page, perhaps a login or an error; download the file itself"
-    for magic, what in _MAGIC:
-        if head.startswith(magic):
-            return what
-    if not head.strip(b"\0"):
-        return "nothing but zeros; copy it again"
-    if all(byte >= 32 or byte in b"\r\n\t" for byte in head):
-        return f"text that begins {head[:40].decode('utf-8', 'replace')!r}"
-    return "an unknown format; expected a file of torch.save, safetensors or a directory"

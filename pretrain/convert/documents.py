@@ -1,6 +1,7 @@
 """What stands beside weights on a model hub: configs, preprocessor, model card. No torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pretrain.config.schema import ModelConfig
@@ -156,31 +157,41 @@ def model_card(
     labels: Labels,
     preprocessing: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    *,
+    has_head: bool,
 ) -> str:
     """README.md with the metadata that hubs read at its head."""
+    task = "image-classification" if has_head else "image-feature-extraction"
     shape, resize = shape_of(model), preprocessing["resize"]
+    shape = shape if has_head else replace(shape, num_classes=0)
     side = preprocessing["image_size"]
     how = f"squashed to {side} x {side}" if resize is None else f"short side {resize}, crop {side}"
-    known = labels.ids is not None
+    mean, std = (_list(preprocessing[key]) for key in ("mean", "std"))
+    classes = f"{model.num_classes:,}" if has_head else "none: there is no head"
+    classes += ", ids in `class_ids`" if labels.ids is not None else ""
+    what = "An image classifier." if has_head else "An image encoder, without a classifier."
     head = {
         "library_name": "transformers",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "vision", "swin"],
+        "pipeline_tag": task,
+        "tags": [task, "vision", "swin"],
     }
     rows = [
         ("network", f"{model.variant} (arXiv {_PAPERS[shape.family]})"),
-        ("parameters", f"{count_parameters(shape):,}"),
+        (
+            "parameters",
+            f"{count_parameters(shape if has_head else replace(shape, num_classes=0)):,}",
+        ),
         ("image, window", f"{shape.image_size} pixels, {shape.window_size} tokens"),
-        ("classes", f"{model.num_classes:,}" + (", ids in `class_ids`" if known else "")),
-        ("preprocessing", f"bicubic, {how}; mean {_list(MEAN)}, std {_list(STD)}"),
+        ("classes", classes),
+        ("preprocessing", f"bicubic, {how}; mean {mean}, std {std}"),
         *((str(key), str(value)) for key, value in provenance.items()),
     ]
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows)
     return (
         "---\n" + "".join(_yaml(key, value) for key, value in head.items()) + "---\n\n"
-        f"# {model.variant}\n\nAn image classifier.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"# {model.variant}\n\n{what}\n\n| | |\n|---|---|\n{table}\n\n"
         "```python\nfrom transformers import pipeline\n\n"
-        'pipeline("image-classification", model="PATH")("image.jpg")\n```\n'
+        f'pipeline("{task}", model="PATH")("image.jpg")\n```\n'
     )
 
 

@@ -2,7 +2,8 @@
 
 config.json holds: ``format``, ``format_version``; ``weights`` (file, bytes, sha256); ``model`` (the
 `ModelConfig`); ``classes`` (WordNet ids in the order of the head's rows), ``class_names``,
-``class_order_sha256``; ``preprocessing``; ``provenance``.
+``class_order_sha256``; ``preprocessing``; ``provenance``. Weights without a head (of masked-image
+pre-training, or a detector's) are an export too: without classes, and ``model.num_classes`` is 1.
 """
 
 import hashlib
@@ -40,6 +41,7 @@ from pretrain.run_directory import RunDirectory
 FORMAT_VERSION = 1
 
 Which = Literal["ema", "raw"]
+HEAD = "head.weight"
 KINDS: dict[Which, str] = {"ema": AVERAGE, "raw": "master"}
 """What a checkpoint calls them."""
 
@@ -48,7 +50,7 @@ class Weights(NamedTuple):
     """Weights read back.
 
     Attributes:
-        tensors: state dict, official names, on the CPU.
+        tensors: state dict, official names, on the CPU; perhaps without a head.
         classes: WordNet ids in the order of the head's rows; None if the source does not say, or
             has no head, as after masked pre-training.
         model: the config they were trained with; None if the source does not say.
@@ -76,7 +78,7 @@ def write_export(
 
     Args:
         directory: the export's; its parent must exist.
-        weights: state dict by official names, any device.
+        weights: state dict by official names, any device; perhaps without a head.
         model: the config of the network.
         classes: WordNet ids in the order of the head's rows; none at all if unknown, or without
             a head.
@@ -89,9 +91,13 @@ def write_export(
         ModelError: classes and names do not fit the model, or a weight is not finite.
         CheckpointError: ``directory`` holds something that is no export, or cannot be written.
     """
-    _check_classes(model, classes, class_names)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     _check_tensors(tensors)
+    if HEAD not in tensors:
+        model = headless(model)
+        if classes:
+            raise ModelError(f"export: expected no classes without a head, got {len(classes)}")
+    _check_classes(model, classes, class_names)
     if directory.exists() and not is_export(directory):
         raise CheckpointError(
             f"{directory}: expected an export or nothing, found something else; move it away"
@@ -117,13 +123,13 @@ def write_export(
 def read_weights(path: Path) -> Weights:
     """Read weights from an export, a run (its export, else its newest checkpoint) or a checkpoint.
 
-    Digests are verified. Nothing is ever unpickled.
+    Digests are verified. Nothing is ever unpickled. Other layouts are `pretrain.convert.read`'s.
 
     Args:
-        path: the directory; or a safetensors file, whose classes and model are then not known.
+        path: the directory, or an export's file of weights.
 
     Raises:
-        ModelError: there is nothing there, or nothing that is read here.
+        ModelError: there is nothing there, or none of these.
         CheckpointError: it is damaged, or of a newer version of this program.
     """
     source = source_of(path)
@@ -133,7 +139,15 @@ def read_weights(path: Path) -> Weights:
         return _read_checkpoint(verify(path), RunDirectory(path.absolute().parents[1]))
     if source == "run":
         return _read_run(RunDirectory(path))
-    return Weights(_load(path), None, None)
+    raise ModelError(f"{path}: expected an export, a run or a checkpoint")
+
+
+def headless(model: ModelConfig) -> ModelConfig:
+    """The config of the same network where its weights have no head: of one class, by convention.
+
+    So that nothing follows from a number of classes that no tensor shows.
+    """
+    return model.model_copy(update={"num_classes": 1})
 
 
 def read_checkpoint_weights(path: Path, which: Which) -> Weights:
@@ -202,7 +216,10 @@ def _read_export(directory: Path) -> Weights:
     weights = directory / WEIGHTS_NAME
     if weights.stat().st_size != bytes_ or _sha256(weights) != sha256:
         raise CheckpointError(f"{weights}: damaged: not the file that {CONFIG_NAME} describes")
-    return Weights(_load(weights), classes or None, model)
+    tensors = _load(weights)
+    if classes and HEAD not in tensors:
+        raise CheckpointError(f"{path}: names {len(classes)} classes of weights without a head")
+    return Weights(tensors, classes or None, model)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

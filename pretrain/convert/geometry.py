@@ -20,8 +20,6 @@ SHOWN_NAMES = 6
 _OTHERS = (
     ("cls_token", "a vision transformer (ViT or DeiT)"),
     ("spatial_mlp", "a Swin-MLP"),
-    ("encoder.patch_embed.proj.weight", "a SimMIM pre-training model, with its decoder"),
-    ("mask_token", "a masked-image pre-training model"),
     ("downsample_layers.0.0.weight", "a ConvNeXt"),
     ("stem.0.weight", "a ConvNeXt or another convolutional network"),
     ("layer1.0.conv1.weight", "a ResNet"),
@@ -177,7 +175,7 @@ def _sizes(windows: Sequence[int] | None, hints: Hints, where: str) -> dict[str,
     if hints.window_size is None or hints.image_size is None:
         raise ModelError(
             f"{where}: a Swin V2, whose weights do not show its window and image size; "
-            "give both: --window TOKENS --image-size PIXELS"
+            "give both: --window TOKENS --image-size PIXELS, or the directory with its config.json"
         )
     return {"image_size": hints.image_size, "window_size": hints.window_size}
 

@@ -52,26 +52,38 @@ def hints_of_hub(config: Mapping[str, Any]) -> Hints:
         )
     own = config.get("model_args") or {}
     size = _ints((config.get("pretrained_cfg") or {}).get("input_size")) or ()
-    name = str(config["architecture"])
-    named = _TIMM_NAME.search(name)
-    widened = _TIMM_WIDENED.search(name)
-    earlier = int(widened[1]) if widened else 0
+    named = _hints_of_timm_name(str(config["architecture"]))
     return Hints(
         image_size=_int(own.get("img_size")) or (size[-1] if size else None),
-        window_size=_int(own.get("window_size")) or (int(named[1]) if named else None),
+        window_size=_int(own.get("window_size")) or named.window_size,
         depths=_ints(own.get("depths")),
         embed_dim=_int(own.get("embed_dim")),
         heads=_ints(own.get("num_heads")),
+        trained_windows=_ints(own.get("pretrained_window_sizes")) or named.trained_windows,
+    )
+
+
+def _hints_of_timm_name(name: str) -> Hints:
+    """From the name of one of timm's models, such as swinv2_base_window12to16_192to256."""
+    named, widened = _TIMM_NAME.search(name), _TIMM_WIDENED.search(name)
+    earlier = int(widened[1]) if widened else 0
+    return Hints(
+        image_size=int(named[2]) if named else None,
+        window_size=int(named[1]) if named else None,
         # In the published widened models the last map was half the window.
-        trained_windows=_ints(own.get("pretrained_window_sizes"))
-        or ((earlier,) * 3 + (earlier // 2,) if earlier else None),
+        trained_windows=(earlier,) * 3 + (earlier // 2,) if earlier else None,
     )
 
 
 def hints_of_objects(objects: Mapping[str, Any], metadata: Mapping[str, str]) -> Hints:
-    """From beside the tensors of a file: the official config object, or what is written here."""
+    """From beside the tensors of a file: the official config object, or what is written here.
+
+    timm's checkpoints name the model under ``arch``.
+    """
     size = metadata.get("image_size", objects.get("image_size"))
     hints = _hints_of_yacs(objects.get("config"))
+    if hints == Hints() and isinstance(objects.get("arch"), str):
+        hints = _hints_of_timm_name(objects["arch"])
     if isinstance(size, int | str) and str(size).isdigit():
         hints = hints._replace(image_size=int(size))
     return hints

@@ -49,6 +49,21 @@ def read_labels(path: Path, rows: int) -> Labels:
         DataError: it cannot be read.
         ModelError: it is not one label per row, each once.
     """
+    labels = read_label_list(path)
+    if len(labels.ids or ()) != rows:
+        raise ModelError(
+            f"{path}: expected {rows} classes, one per row, got {len(labels.ids or ())}"
+        )
+    return labels
+
+
+def read_label_list(path: Path) -> Labels:
+    """Read labels that a user gives, as `read_labels`, of a head that is not known yet.
+
+    Raises:
+        DataError: it cannot be read.
+        ModelError: an id is there twice, or there is none.
+    """
     if path.is_dir():
         manifest = read_manifest(path)
         labels = Labels(manifest.classes, manifest.class_names)
@@ -62,11 +77,9 @@ def read_labels(path: Path, rows: int) -> Labels:
             tuple(entry[0].strip() for entry in entries),
             tuple(entry[2].strip() or entry[0].strip() for entry in entries),
         )
-    if len(labels.ids or ()) != rows:
-        raise ModelError(
-            f"{path}: expected {rows} classes, one per row, got {len(labels.ids or ())}"
-        )
-    if labels.for_rows(rows).ids is None:
+    if not labels.ids:
+        raise ModelError(f"{path}: expected class ids, one a line, found none")
+    if len(set(labels.ids)) < len(labels.ids):
         raise ModelError(f"{path}: expected each class id once")
     return labels
 

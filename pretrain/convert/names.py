@@ -7,8 +7,8 @@ third is zeros, and mmdetection orders the channels of patch merging as `torch.n
 ``transformers5`` is what transformers 5 calls them in memory: it is read, never written, since its
 files keep the names of version 4. Sources: the official ``models/swin_transformer*.py``, timm's
 ``swin_transformer*.py``, transformers' ``conversion_mapping.py``, torchvision's
-``swin_transformer.py``, mmdetection's ``backbones/swin.py`` and mmpretrain's classifier for norm
-and head.
+``swin_transformer.py``, mmdetection's ``backbones/swin.py``; mmpretrain's classifier for norm and
+head, and its ``swin_transformer_v2.py`` for V2, which mmdetection has not.
 """
 
 from functools import cache
@@ -63,6 +63,10 @@ _SCOPES: dict[str, tuple[str, ...]] = {
     ),
     "whole": ("", "", "", "", "", ""),
 }
+_SCOPES_V2: dict[tuple[str, int], str] = {
+    ("merge", LAYOUTS.index("mmdetection")): "backbone.stages.{after}.downsample.",
+}
+"""Where V2 differs: mmpretrain merges at the start of the next stage there."""
 
 _QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 _QKV5 = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
@@ -178,7 +182,7 @@ _V2: tuple[_Row, ...] = (
             ("attention.self.query.bias", None, "attention.self.value.bias"),
             None,
             "attn.qkv.bias",
-            None,
+            ("attn.w_msa.q_bias", None, "attn.w_msa.v_bias"),
         ),
     ),
     (
@@ -189,7 +193,7 @@ _V2: tuple[_Row, ...] = (
             "attention.self.logit_scale",
             None,
             "attn.logit_scale",
-            None,
+            "attn.w_msa.logit_scale",
         ),
     ),
     (
@@ -200,7 +204,7 @@ _V2: tuple[_Row, ...] = (
             "attention.self.continuous_position_bias_mlp.0.*",
             None,
             "attn.cpb_mlp.0.*",
-            None,
+            "attn.w_msa.cpb_mlp.0.*",
         ),
     ),
     (
@@ -211,7 +215,7 @@ _V2: tuple[_Row, ...] = (
             "attention.self.continuous_position_bias_mlp.2.weight",
             None,
             "attn.cpb_mlp.2.weight",
-            None,
+            "attn.w_msa.cpb_mlp.2.weight",
         ),
     ),
 )
@@ -252,8 +256,13 @@ def rules(layout: Layout, family: Family) -> tuple[Rule, ...]:
     found = []
     for scope, row in rows:
         official, other = _parts(row[0]), _parts(row[column])
-        heads = _SCOPES[scope][0], _SCOPES[scope][column]
-        unfolded = layout == "mmdetection" and scope == "merge"
+        there = _SCOPES[scope][column]
+        if family == "swinv2":
+            there = _SCOPES_V2.get((scope, column), there)
+        heads = _SCOPES[scope][0], there
+        # V2's norm comes after the reduction, whose outputs have one order everywhere.
+        merges = layout == "mmdetection" and scope == "merge"
+        unfolded = merges and (family == "swin" or "reduction" in str(row[0]))
         for numbers in _numbers(scope):
             for leaf in ("weight", "bias") if "*" in str(row[0]) else ("",):
                 sides = [

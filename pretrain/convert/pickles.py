@@ -128,6 +128,8 @@ def _names(path: Path, file: BinaryIO) -> set[tuple[str, str]]:
     if zipfile.is_zipfile(file):
         return _names_of(path, io.BytesIO(_zipped_pickle(path, file)))
     file.seek(0)
+    if file.peek(2)[:2] == b"PK":  # type: ignore[attr-defined]
+        raise ModelError(f"{path}: cut off: an archive without its end; copy it again")
     names: set[tuple[str, str]] = set()
     for _ in range(_LEGACY_PICKLES):
         names |= _names_of(path, file)

@@ -7,20 +7,40 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
-from pretrain.convert.contents import INDEX_SUFFIX, Contents, read_contents, read_shards
-from pretrain.convert.export import Weights, Which, read_checkpoint_weights, read_weights
+from pretrain.convert.contents import Contents, read_contents, read_shards
+from pretrain.convert.export import (
+    HEAD,
+    Weights,
+    Which,
+    headless,
+    read_checkpoint_weights,
+    read_weights,
+)
 from pretrain.convert.geometry import check_weights, infer, other_architecture
 from pretrain.convert.hints import Hints, hints_of_hub, hints_of_objects, of_buffers
-from pretrain.convert.labels import Labels, labels_of_hub, labels_of_metadata, labels_of_objects
+from pretrain.convert.labels import (
+    Labels,
+    labels_of_hub,
+    labels_of_metadata,
+    labels_of_objects,
+    read_labels,
+)
 from pretrain.convert.layouts import recognize
 from pretrain.convert.names import Family, is_derived
-from pretrain.convert.sources import CONFIG_NAME, WEIGHTS_NAME, is_export, read_config, source_of
+from pretrain.convert.sources import (
+    CONFIG_NAME,
+    HUB_WEIGHTS,
+    INDEX_SUFFIX,
+    OURS,
+    Source,
+    is_export,
+    read_config,
+    source_of,
+)
 from pretrain.convert.unwrap import unwrap
-from pretrain.convert.zero import is_zero, read_zero
+from pretrain.convert.zero import read_zero
 from pretrain.errors import ModelError
-from pretrain.models.variants import shape_of
 
-_HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _KNOWN_PART = 0.5
 """A network of whose names we know less than this share is called another architecture."""
 
@@ -49,7 +69,7 @@ class Loaded(NamedTuple):
     @property
     def has_head(self) -> bool:
         """Whether there is a classifier."""
-        return "head.weight" in self.tensors
+        return HEAD in self.tensors
 
 
 class _Raw(NamedTuple):
@@ -68,6 +88,7 @@ def load(
     choice: Which | None = None,
     image_size: int | None = None,
     window_size: int | None = None,
+    classes: Path | None = None,
 ) -> Loaded:
     """Read weights of any layout that is known here. Nothing that a file names is ever run.
 
@@ -76,16 +97,41 @@ def load(
         choice: "raw" or "ema" weights, where a source has both; None takes the raw ones.
         image_size: side that they were trained on, pixels, where the source does not say.
         window_size: of V2, tokens, where the source does not say.
+        classes: what the head's rows are, as `read_labels` takes it; goes before what the source
+            says.
 
     Raises:
-        ModelError: these are no weights of a Swin; the message says what they are.
+        ModelError: these are no weights of a Swin (the message says what they are), or they are not
+            of as many classes as are given.
         CheckpointError: they cannot be read, or are damaged.
+        DataError: ``classes`` cannot be read.
     """
-    if not path.exists():
-        raise ModelError(f"{path.absolute()}: expected weights, found nothing there")
-    if _is_ours(path):
-        return _load_ours(path, choice)
-    raw = _read_raw(path)
+    source = source_of(path)
+    if source in OURS:
+        loaded = _load_ours(path, choice, image_size, window_size)
+    else:
+        loaded = _load_other(path, source, choice, image_size, window_size)
+    return loaded if classes is None else _with_classes(loaded, classes, path)
+
+
+def _with_classes(loaded: Loaded, classes: Path, path: Path) -> Loaded:
+    if not loaded.has_head:
+        raise ModelError(f"{classes}: expected classes of a head, {path} has none; leave it out")
+    labels, said = read_labels(classes, loaded.model.num_classes), loaded.labels.ids
+    notes = loaded.notes
+    if said is not None and said != labels.ids:
+        notes += (f"classes taken from {classes}: the source names others, or another order",)
+    return loaded._replace(labels=labels, notes=notes)
+
+
+def _load_other(
+    path: Path,
+    source: Source,
+    choice: Which | None,
+    image_size: int | None,
+    window_size: int | None,
+) -> Loaded:
+    raw = _read_raw(path, source)
     where = str(path)
     unwrapped = unwrap(raw.objects, choice, where)
     recognized = recognize(unwrapped.tensors)
@@ -103,7 +149,9 @@ def load(
     notes = (*raw.notes, *unwrapped.notes)
     if hints.image_size is None:
         notes += (f"image size not stated: taken for {model.image_size} pixels (--image-size)",)
-    rows = model.num_classes if "head.weight" in recognized.tensors else 0
+    if recognized.family == "swinv2" and hints.trained_windows is None:
+        notes += ("windows of an earlier training not stated: taken for the model's own",)
+    rows = model.num_classes if HEAD in recognized.tensors else 0
     return Loaded(
         recognized.tensors,
         model,
@@ -115,41 +163,37 @@ def load(
     )
 
 
-def _is_ours(path: Path) -> bool:
-    if path.is_file():
-        return (
-            path.name == WEIGHTS_NAME
-            and (path.parent / CONFIG_NAME).is_file()
-            and is_export(path.parent)
-        )
-    if is_zero(path) or ((path / CONFIG_NAME).is_file() and not is_export(path)):
-        return False
-    try:
-        source_of(path)
-    except ModelError:
-        return False
-    return True
-
-
-def _load_ours(path: Path, choice: Which | None) -> Loaded:
+def _load_ours(
+    path: Path, choice: Which | None, image_size: int | None, window_size: int | None
+) -> Loaded:
     weights = _our_weights(path, choice)
-    if weights.model is None:
-        raise ModelError(f"{path}: without the config of its run; convert the run directory itself")
-    check_weights(weights.tensors, weights.model, (), str(path))
+    tensors, model, notes = weights.tensors, weights.model, ()
+    family = _family(tensors)
+    if model is None:  # a checkpoint away from its run
+        hints = Hints(image_size=image_size, window_size=window_size)
+        model = infer(tensors, family, hints, str(path))
+        notes += ("without the config of its run: told by its weights",)
+    if HEAD not in tensors:
+        model = headless(model)
+    check_weights(tensors, model, (), str(path))
     directory = path.parent if path.is_file() else path
     if not is_export(directory) and is_export(directory / "export"):
         directory = directory / "export"
     config = read_config(directory / CONFIG_NAME) if is_export(directory) else {}
     labels = Labels(weights.classes, tuple(config.get("class_names", ())) or None)
     return Loaded(
-        weights.tensors,
-        weights.model,
-        "swinv2" if shape_of(weights.model).family == "v2" else "swin",
-        labels.for_rows(weights.model.num_classes),
+        tensors,
+        model,
+        family,
+        labels.for_rows(model.num_classes if HEAD in tensors else 0),
         config.get("preprocessing"),
         source_of(path),
-        (),
+        notes,
     )
+
+
+def _family(tensors: Mapping[str, Tensor]) -> Family:
+    return "swinv2" if any(name.endswith(".attn.logit_scale") for name in tensors) else "swin"
 
 
 def _our_weights(path: Path, choice: Which | None) -> Weights:
@@ -167,11 +211,11 @@ def _our_weights(path: Path, choice: Which | None) -> Weights:
     return read_weights(path)
 
 
-def _read_raw(path: Path) -> _Raw:
-    if path.is_dir():
-        if is_zero(path):
-            tensors, note = read_zero(path)
-            return _Raw(tensors, Hints(), Labels(None, None), "deepspeed", (note,))
+def _read_raw(path: Path, source: Source) -> _Raw:
+    if source == "deepspeed":
+        tensors, note = read_zero(path)
+        return _Raw(tensors, Hints(), Labels(None, None), "deepspeed", (note,))
+    if source == "hub":
         return _read_hub(path)
     if path.name.endswith(INDEX_SUFFIX):
         return _Raw(read_shards(path).objects, Hints(), Labels(None, None), None, ())
@@ -194,15 +238,9 @@ def _read_hub(directory: Path) -> _Raw:
 
 
 def _hub_contents(directory: Path) -> Contents:
-    for name in _HUB_WEIGHTS:
+    for name in HUB_WEIGHTS:
         if (directory / f"{name}{INDEX_SUFFIX}").is_file():
             return read_shards(directory / f"{name}{INDEX_SUFFIX}")
         if (directory / name).is_file():
             return read_contents(directory / name)
-    parts = sorted(path.name for path in directory.glob("*-of-*.safetensors"))
-    if parts:
-        raise ModelError(f"{directory}: shards without {WEIGHTS_NAME}{INDEX_SUFFIX}; copy it too")
-    raise ModelError(
-        f"{directory.absolute()}: expected an export, a run, a checkpoint (ours or DeepSpeed's) or "
-        f"a directory with {' or '.join(_HUB_WEIGHTS)}, found none of them; name a file in it"
-    )
+    raise AssertionError(directory)  # `source_of` saw one of them

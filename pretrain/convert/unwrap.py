@@ -29,6 +29,8 @@ _DETECTOR_PARTS = (
     "data_preprocessor.",
     "backbone.fpn_",
 )
+_MASKED_ENCODER = "encoder.patch_embed."
+"""What the encoder of masked-image pre-training has, where it stands in a model with a decoder."""
 _DETECTOR_NORMS = ("norm0.", "norm1.", "norm2.")
 """Norms of a detector's other stages, which a classifier does not have."""
 
@@ -71,11 +73,31 @@ def unwrap(objects: Mapping[str, Any], choice: Which | None, where: str) -> Unwr
     tensors = _without_counters(tensors)
     if not tensors:
         raise ModelError(f"{where}: expected tensors, got {_keys(objects)}")
-    tensors = _without_prefixes(tensors)
-    kept = _without_detector(tensors)
+    tensors, of_masking = _without_masking(_without_prefixes(tensors))
+    kept = _without_detector(_with_hub_prefix(tensors))
     if len(kept) < len(tensors):
         notes.append(f"left out {len(tensors) - len(kept)} tensors of a detector or segmenter")
-    return Unwrapped(kept, tuple(notes))
+    return Unwrapped(kept, (*notes, *of_masking))
+
+
+def _without_masking(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Take the network out of a masked-image pre-training model (SimMIM), with a note if it is one.
+
+    Left out are the token that stands for hidden patches and the decoder of pixels, as the official
+    code, mmpretrain, transformers and this program name them.
+    """
+    if not any(name.rpartition(".")[2] == "mask_token" for name in tensors):
+        return tensors, ()
+    kept = {
+        name: value
+        for name, value in tensors.items()
+        if name.rpartition(".")[2] != "mask_token" and not name.startswith(("decoder.", "neck."))
+    }
+    if any(name.startswith(_MASKED_ENCODER) for name in kept):
+        kept = _only(kept, _MASKED_ENCODER.partition(".")[0] + ".")
+    left_out = len(tensors) - len(kept)
+    note = f"of masked-image pre-training: left out {left_out} tensors of its token and decoder"
+    return kept, (note,)
 
 
 def _container(objects: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
@@ -110,7 +132,7 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             if all(name.startswith(prefix) for name in tensors):
                 tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
                 stripped = True
-    return _with_hub_prefix(tensors)
+    return tensors
 
 
 def _with_hub_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

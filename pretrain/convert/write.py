@@ -44,6 +44,8 @@ DIRECTORIES = ("timm", "huggingface", "safetensors")
 """Those that are a directory; the others are a file, ``.pth`` or ``.safetensors``."""
 _ONE_WINDOW = ("huggingface", "torchvision", "mmdetection")
 """Those whose networks have a single window size for the tables of all stages."""
+_ONE_WINDOW_OF_V1 = ("huggingface", "mmdetection")
+"""Those of them whose V2 has no such tables, and takes each stage's own window."""
 _ENDINGS = (".pth", ".pt", ".safetensors")
 
 
@@ -83,6 +85,11 @@ def write(
     """
     check_destination(destination, target)
     _check_windows(loaded, target)
+    if target == "torchvision" and not loaded.has_head:
+        raise ModelError(
+            "torchvision: its networks always have a head, these weights none; write official, "
+            "timm, huggingface, mmdetection or safetensors"
+        )
     if target == "safetensors":
         _write_ours(loaded, destination, provenance)
         return
@@ -118,7 +125,7 @@ def _check_windows(loaded: Loaded, target: Target) -> None:
     windows = {stage.window for stage in stage_maps(shape_of(loaded.model))}
     if target == "torchvision" and any(shape_of(loaded.model).pretrained_window_sizes):
         raise ModelError("torchvision: has no windows of an earlier training; write timm")
-    if target == "huggingface" and loaded.family == "swinv2":
+    if target in _ONE_WINDOW_OF_V1 and loaded.family == "swinv2":
         return
     if target in _ONE_WINDOW and len(windows) > 1:
         raise ModelError(
@@ -129,8 +136,6 @@ def _check_windows(loaded: Loaded, target: Target) -> None:
 
 
 def _write_ours(loaded: Loaded, destination: Path, provenance: Mapping[str, Any]) -> None:
-    if not loaded.has_head:
-        raise ModelError("safetensors: our exports have a head, these weights none; write official")
     ids = loaded.labels.ids or ()
     write_export(
         destination,
@@ -162,7 +167,7 @@ def _fill(
     config = huggingface_config(model, labels, has_head=has_head)
     _write_json(directory / CONFIG_NAME, {**config, "dtype": dtype, "torch_dtype": dtype})
     _write_json(directory / "preprocessor_config.json", huggingface_preprocessor(preprocessing))
-    card = model_card(model, labels, preprocessing, provenance)
+    card = model_card(model, labels, preprocessing, provenance, has_head=has_head)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -15,21 +15,12 @@ import torch
 from torch import Tensor
 
 from pretrain.convert.pickles import load_pickled
+from pretrain.convert.sources import ZERO_LATEST, ZERO_STATES
 from pretrain.errors import CheckpointError, ModelError
 
-_LATEST = "latest"
-_MODEL_STATES = "*_model_states.pt"
 _OPTIM_STATES = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 _ALIGNMENT = 2
 """Stages 1 and 2 pad a group to a multiple of this many elements per rank."""
-
-
-def is_zero(directory: Path) -> bool:
-    """Whether DeepSpeed wrote the directory, or one of its folders of a save."""
-    return next(directory.glob(_MODEL_STATES), None) is not None or (
-        (directory / _LATEST).is_file()
-        and next(directory.glob(f"*/{_MODEL_STATES}"), None) is not None
-    )
 
 
 def read_zero(directory: Path) -> tuple[dict[str, Tensor], str]:
@@ -46,7 +37,7 @@ def read_zero(directory: Path) -> tuple[dict[str, Tensor], str]:
         ModelError: a pickle would run code, or the model is split over tensor-parallel ranks.
     """
     folder = _folder(directory)
-    model_files = sorted(folder.glob(_MODEL_STATES))
+    model_files = sorted(folder.glob(ZERO_STATES))
     if any("mp_rank_00_" not in path.name for path in model_files):
         raise ModelError(f"{folder}: split over model-parallel ranks, which is not read here")
     model_path = next((p for p in model_files if p.name.startswith("mp_rank")), model_files[0])
@@ -76,18 +67,18 @@ def read_zero(directory: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _folder(directory: Path) -> Path:
-    if next(directory.glob(_MODEL_STATES), None) is not None:
+    if next(directory.glob(ZERO_STATES), None) is not None:
         return directory
-    tag = (directory / _LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    tag = (directory / ZERO_LATEST).read_text(encoding="utf-8", errors="replace").strip()
     folder = directory / tag
     if not tag or folder.parent != directory or not folder.is_dir():
-        saved = sorted(path.parent.name for path in directory.glob(f"*/{_MODEL_STATES}"))
+        saved = sorted(path.parent.name for path in directory.glob(f"*/{ZERO_STATES}"))
         raise CheckpointError(
-            f"{directory / _LATEST}: names {tag!r}, which is not there; name one of "
+            f"{directory / ZERO_LATEST}: names {tag!r}, which is not there; name one of "
             f"{', '.join(sorted(set(saved))[:6])} yourself"
         )
-    if next(folder.glob(_MODEL_STATES), None) is None:
-        raise CheckpointError(f"{folder}: holds no {_MODEL_STATES}; the save is not complete")
+    if next(folder.glob(ZERO_STATES), None) is None:
+        raise CheckpointError(f"{folder}: holds no {ZERO_STATES}; the save is not complete")
     return folder
 
 

@@ -46,6 +46,8 @@ MOST_OPEN = 1024
 """Shards that a reader keeps open unless it is told how many its order reads at a time."""
 _MOST_MEMBERS_BEHIND = 8
 _MOST_METADATA_BYTES = 2**20
+_MOST_BYTES_BEFORE = 2**14
+"""How far before its image a sample's metadata is looked for, its header included."""
 
 
 Value = TypeVar("Value")
@@ -122,7 +124,7 @@ class ShardReader:
         return self._checked(*self._fetched(sample_id, _image_and_header))
 
     def read_metadata(self, sample_id: int) -> bytes | None:
-        """Fetch the ``.json`` of a sample, which lies behind its image; None where there is none.
+        """Fetch the ``.json`` of a sample, which lies beside its image; None where there is none.
 
         The index knows nothing of it: only its tar header can be checked.
 
@@ -225,7 +227,10 @@ def _image_and_header(file: int, record: np.void) -> bytes:
 
 
 def _metadata(file: int, record: np.void) -> bytes | BadSampleError | None:
-    """The first of a few members behind the image that is named like it, but ``.json``."""
+    """The member named like the image, but ``.json``: a few behind it, or close before it.
+
+    Members of a sample follow each other sorted by extension: a ``.png`` comes after its ``.json``.
+    """
     offset = int(record["offset"])
     name = _read_fully(file, TAR_BLOCK_BYTES, offset - TAR_BLOCK_BYTES)[:100].rstrip(b"\0")
     stem = name.rpartition(b".")[0] + b"."
@@ -234,15 +239,31 @@ def _metadata(file: int, record: np.void) -> bytes | BadSampleError | None:
         offset += -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
         header = _read_fully(file, TAR_BLOCK_BYTES, offset)
         if not header.startswith(stem):
-            return None
+            break
         size = _octal(header[124:136])
-        blanked = header[:148] + b" " * 8 + header[156:]
-        if size < 0 or sum(blanked) != _octal(header[148:156]):
+        if size < 0 or not _is_header(header):
             return BadSampleError("a header behind its image is damaged", stem[:-1].decode())
         offset += TAR_BLOCK_BYTES
         if header[:100].rstrip(b"\0") == stem + b"json":
             return _read_fully(file, min(size, _MOST_METADATA_BYTES), offset)
+    return _metadata_before(file, int(record["offset"]) - TAR_BLOCK_BYTES, stem + b"json")
+
+
+def _metadata_before(file: int, end: int, name: bytes) -> bytes | None:
+    """The member of that name within the last bytes before ``end``, a multiple of a tar block."""
+    start = max(0, end - _MOST_BYTES_BEFORE)
+    before = _read_fully(file, end - start, start)
+    for at in range(len(before) - TAR_BLOCK_BYTES, -1, -TAR_BLOCK_BYTES):
+        header, data = before[at : at + TAR_BLOCK_BYTES], before[at + TAR_BLOCK_BYTES :]
+        if header[:100].rstrip(b"\0") == name and _is_header(header):
+            size = _octal(header[124:136])
+            return data[:size] if 0 <= size <= len(data) else None
     return None
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether the checksum of a tar header is its own."""
+    return sum(block[:148] + b" " * 8 + block[156:]) == _octal(block[148:156])
 
 
 def _octal(field: bytes) -> int:

@@ -7,13 +7,14 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretrain.config.schema import DataConfig
 from pretrain.data.manifest import Manifest, Split
-from pretrain.errors import ConfigError, DataError, run_command
+from pretrain.errors import ConfigError, DataError, PretrainError, run_command
 from pretrain.evaluate.classes import match_classes
 from pretrain.evaluate.measure import EvalSet, RealLabels, Showing, find_split
+from pretrain.evaluate.options import LEAVE_OUT_SWITCH, SQUASH, check_numbers, parser
 from pretrain.evaluate.real_labels import read_real_labels
 from pretrain.evaluate.recorded import (
     Preprocessing,
@@ -32,52 +33,93 @@ if TYPE_CHECKING:
     from pretrain.evaluate.measure import Measured
     from pretrain.evaluate.subject import Source, Subject
 
-SQUASH = "squash"
-LEAVE_OUT_SWITCH = "--leave-out-unknown-classes"
 WORKERS_MAX = 8
 TIMEOUT_SECONDS = 1800
 """Longest wait for another rank."""
+
+
+class _Checked(NamedTuple):
+    """What was found right before torch was imported."""
+
+    sets: list[tuple[DataConfig, Manifest, Split]]
+    real: list[RealLabels | None]
+    stem: Path
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate, print the table and write the files; return the exit code.
 
     Raises:
-        PretrainError: bad input, before anything is written.
+        PretrainError: bad input, before anything is written; of several ranks, on rank zero.
+        RefusedTogetherError: on the other ranks.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     world = world_from_environment()
-    read_recorded(options.weights_path)
-    _check_numbers(options)
-    found = [
-        (data, *find_split(data, options.split, world)) for data in _data_configs(options, world)
-    ]
-    real = _real_labels(options.real, [split for _, _, split in found])
-    stem = _output_stem(options)
+    checked, refusal = _checked(options, world)
+    if refusal is not None and world.size == 1:
+        raise refusal
     # Only now is torch worth its seconds.
     import torch
 
     from pretrain import dist
 
-    device = _device(options.device, world)
     torch.set_num_threads(max(1, _cores() // world.local_size))
-    dist.initialize(world, device, TIMEOUT_SECONDS)
-    _evaluate(options, world, device, found, real, stem)
+    # Nothing but counts passes between the ranks, whatever computes them.
+    dist.initialize(world, torch.device("cpu"), TIMEOUT_SECONDS)
+    dist.agree(refusal)
+    assert checked is not None  # noqa: S101 - for the type checker: a refusal left above
+    _evaluate(options, world, checked)
     dist.shutdown()
     return 0
 
 
-def _evaluate(
-    options: argparse.Namespace,
-    world: World,
-    device: "torch.device",
-    found: Sequence[tuple[DataConfig, Manifest, Split]],
-    real: Sequence[RealLabels | None],
-    stem: Path,
-) -> None:
+def _checked(
+    options: argparse.Namespace, world: World
+) -> tuple[_Checked | None, PretrainError | None]:
+    """Look at everything that needs no torch; return what was found, or why it is refused."""
+    try:
+        read_recorded(options.weights_path)
+        check_numbers(options)
+        sets = [
+            (data, *find_split(data, options.split, world))
+            for data in _data_configs(options, world)
+        ]
+        real = _real_labels(options.real, [split for _, _, split in sets])
+        return _Checked(sets, real, _output_stem(options)), None
+    except PretrainError as error:
+        return None, error
+
+
+def _evaluate(options: argparse.Namespace, world: World, checked: _Checked) -> None:
+    from pretrain import dist
     from pretrain.evaluate.measure import measure
+
+    with dist.refusing_together():
+        device, source, subject, how, tests = _prepared(options, world, checked)
+    results = [
+        measure(
+            subject,
+            test,
+            how[0],
+            batch_size=options.batch_size,
+            precision=options.precision,
+            device=device,
+            world=world,
+            show=_showing(test, world),
+        )
+        for test in tests
+    ]
+    if world.rank == 0:
+        _report(options, source, subject, *how, tests, results, checked.stem)
+
+
+def _prepared(
+    options: argparse.Namespace, world: World, checked: _Checked
+) -> "tuple[torch.device, Source, Subject, tuple[Preprocessing, str], list[EvalSet]]":
+    """Read the weights and match their classes with those of the sets. Any rank, alone."""
     from pretrain.evaluate.subject import load_subject, read_source
 
+    device = _device(options.device, world)
     source = read_source(options.weights_path, options.weights)
     subject = load_subject(
         source.weights,
@@ -86,7 +128,7 @@ def _evaluate(
         image_size=options.image_size,
         device=device,
     )
-    preprocessing, stated_by = _preprocessing(options, source.recorded, subject.config.image_size)
+    how = _preprocessing(options, source.recorded, subject.config.image_size)
     tests = [
         EvalSet(
             data,
@@ -101,23 +143,9 @@ def _evaluate(
             ),
             labels,
         )
-        for (data, manifest, split), labels in zip(found, real, strict=True)
+        for (data, manifest, split), labels in zip(checked.sets, checked.real, strict=True)
     ]
-    results = [
-        measure(
-            subject,
-            test,
-            preprocessing,
-            batch_size=options.batch_size,
-            precision=options.precision,
-            device=device,
-            world=world,
-            show=_showing(test, world),
-        )
-        for test in tests
-    ]
-    if world.rank == 0:
-        _report(options, source, subject, preprocessing, stated_by, tests, results, stem)
+    return device, source, subject, how, tests
 
 
 def _report(
@@ -130,17 +158,13 @@ def _report(
     results: "Sequence[Measured]",
     stem: Path,
 ) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from pretrain.data.manifest import class_order_sha256
     from pretrain.evaluate.report import (
-        HEAD,
         Evaluation,
         confused_lines,
         document,
         notes,
-        table_rows,
+        print_table,
         write_files,
     )
 
@@ -162,12 +186,7 @@ def _report(
         sets=list(zip(tests, results, strict=True)),
     )
     said = document(evaluation)
-    table = Table()
-    for column, name in enumerate(HEAD):
-        table.add_column(name, justify="left" if column < 2 else "right")
-    for row in table_rows(said):
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    print_table(said)
     for line in notes(said, preprocessing):
         print(line)
     for one in said["sets"]:
@@ -179,89 +198,6 @@ def _report(
     # Last: a full disk must not take the numbers with it.
     written = write_files(stem, evaluation)
     print(f"written: {written[0]} and {written[1].name}", flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.evaluate",
-        description="Top-1 and top-5 accuracy of weights on shard sets, in the processes this is "
-        "started in: alone, under torchrun or srun. Classes are matched by WordNet id; a set is "
-        "evaluated over its own classes only.",
-    )
-    add = parser.add_argument
-    add(
-        "weights_path",
-        metavar="WEIGHTS",
-        type=Path,
-        help="a run, a checkpoint, an export, or another layout",
-    )
-    add(
-        "--data",
-        metavar="SHARD_SET",
-        action="append",
-        required=True,
-        help="directory or URL of a shard set; again for each further one",
-    )
-    add("--split", metavar="NAME", help="default: the only one, else validation")
-    add(
-        "--real",
-        metavar="FILE",
-        type=Path,
-        help="ReaL labels (real.json), for the set that has as many images as the file labels",
-    )
-    add(
-        LEAVE_OUT_SWITCH,
-        action="store_true",
-        help="evaluate without the classes that the model does not know, and without their images",
-    )
-    add("--weights", choices=("ema", "raw"), help="default: what the source gives by itself")
-    add(
-        "--classes",
-        type=Path,
-        metavar="FILE|SHARD_SET",
-        help="for weights that do not say the WordNet ids of their head's rows: one a line, or the "
-        "shard set whose labels they are in the order of",
-    )
-    _add_preprocessing(parser)
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: auto")
-    add("--batch-size", type=int, default=128, metavar="N", help="images per rank (default: 128)")
-    add("--workers", type=int, metavar="N", help="loader processes per rank (default: by cores)")
-    add("--cache-dir", metavar="DIR", help="where files of remote sets are kept")
-    add(
-        "--output",
-        type=Path,
-        default=Path("evaluation"),
-        metavar="DIR",
-        help="gets NAME.json and NAME.md (default: evaluation)",
-    )
-    add("--name", help="of the files (default: from WEIGHTS)")
-    return parser
-
-
-def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--image-size", type=int, metavar="PIXELS", help="default: as the model was trained")
-    add(
-        "--resize",
-        metavar=f"PIXELS|{SQUASH}",
-        help="short side before the centre is cut out, or none (default: as recorded with the "
-        "weights, else by the recipe for the image size: 256 for 224, squash from 384)",
-    )
-    add("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="default: as recorded")
-    add("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="default: as recorded")
-
-
-def _check_numbers(options: argparse.Namespace) -> None:
-    for option, value, least in (
-        ("--batch-size", options.batch_size, 1),
-        ("--workers", options.workers, 0),
-        ("--image-size", options.image_size, 1),
-    ):
-        if value is not None and value < least:
-            raise ConfigError(f"{option}: expected at least {least}, got {value}")
-    if options.resize not in (None, SQUASH) and not options.resize.isdecimal():
-        raise ConfigError(f"--resize: expected pixels or {SQUASH!r}, got {options.resize!r}")
 
 
 def _cores() -> int:
@@ -327,11 +263,12 @@ def _name_of(path: Path) -> str:
 
 def _classes(path: Path | None, source: "Source") -> tuple[str, ...] | None:
     """The ids of the head's rows that the command line gives, if it gives any."""
-    if path is None:
+    head = source.weights.tensors.get("head.weight")
+    if path is None or head is None:
         return None
     from pretrain.convert.labels import read_labels
 
-    return read_labels(path, len(source.weights.tensors["head.weight"])).ids
+    return read_labels(path, len(head)).ids
 
 
 def _device(asked: str, world: World) -> "torch.device":
@@ -344,6 +281,8 @@ def _device(asked: str, world: World) -> "torch.device":
             f"has {there}; start as many ranks as there are GPUs, or give --device cpu"
         )
     on_gpu = there > 0 and world.local_size <= there
+    if on_gpu:
+        torch.cuda.set_device(world.local_rank)
     return torch.device(f"cuda:{world.local_rank}" if on_gpu else "cpu")
 
 

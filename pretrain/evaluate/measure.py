@@ -1,7 +1,7 @@
 """One set under test: found and checked without torch, then measured by every rank."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -123,15 +123,17 @@ def measure(
     tally = Tally(len(test.classes.classes), device, answers)
     logits_of = subject.logits_of(device, precision)
     bad: list[BadSample] = []
-    batches = eval_batches(
-        test.manifest,
-        test.split.name,
-        test.data,
-        EvalConfig(resize=preprocessing.resize, batch_size_per_rank=batch_size),
-        image_size=preprocessing.image_size,
-        world=world,
-    )
-    with batches:
+    with dist.refusing_together(), ExitStack() as stack:
+        batches = stack.enter_context(
+            eval_batches(
+                test.manifest,
+                test.split.name,
+                test.data,
+                EvalConfig(resize=preprocessing.resize, batch_size_per_rank=batch_size),
+                image_size=preprocessing.image_size,
+                world=world,
+            )
+        )
         for batch in show(batches, -(-test.split.samples // (batch_size * world.size))):
             bad += batch.bad
             mapped = mapping.batch(batch)
@@ -153,19 +155,23 @@ def _answers(test: EvalSet, real: RealLabels, world: World, batch_size: int) -> 
     from pretrain import dist
 
     own = range(world.rank, test.split.samples, world.size)
-    with _reader(test, world, batch_size) as reader:
-        found = dist.gather_objects([image_number(reader, sample_id) for sample_id in own])
+    mine: list[int | None] = []
+    with dist.refusing_together(), _reader(test, world, batch_size) as reader:
+        mine = [image_number(reader, sample_id) for sample_id in own]
+    found = dist.gather_objects(mine)
     numbers: list[int | None] = [None] * test.split.samples
     for rank, of_rank in enumerate(found):
         numbers[rank :: world.size] = of_rank
-    check_numbers(numbers, real.labels, test.what)
-    return label_table(
-        real.labels,
-        [number for number in numbers if number is not None],
-        test.manifest.classes,
-        test.classes.positions,
-        real.path,
-    )
+    with dist.refusing_together():
+        check_numbers(numbers, real.labels, test.what)
+        table = label_table(
+            real.labels,
+            [number for number in numbers if number is not None],
+            test.manifest.classes,
+            test.classes.positions,
+            real.path,
+        )
+    return table  # noqa: RET504 - only after the others have theirs
 
 
 @contextmanager

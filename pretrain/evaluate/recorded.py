@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from pretrain.config.schema import AugmentConfig, PositiveInt, Section
-from pretrain.convert.sources import CONFIG_NAME, is_export, read_config, source_of
-from pretrain.errors import CheckpointError, ConfigError, ModelError
+from pretrain.convert.sources import CONFIG_NAME, OURS, is_export, read_config, source_of
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.run_directory import RunDirectory
 
 INTERPOLATION = "bicubic, antialiased"
@@ -73,14 +73,10 @@ def is_ours(path: Path) -> bool:
     """Whether weights are a run, a checkpoint or an export of this program.
 
     Raises:
-        ModelError: there is nothing at ``path``.
+        ModelError: there is nothing at ``path``, or nothing that holds weights.
+        CheckpointError: it cannot be looked into, or an export's config.json is damaged.
     """
-    if not path.exists():
-        raise ModelError(f"{path.absolute()}: expected weights, found nothing there")
-    try:
-        return source_of(path) != "file"
-    except ModelError:
-        return False
+    return source_of(path) in OURS
 
 
 def read_recorded(path: Path) -> Recorded:

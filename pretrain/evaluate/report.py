@@ -5,6 +5,8 @@ weights on the same images differ in no byte.
 """
 
 import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +14,10 @@ from typing import Any
 
 from pretrain.data.manifest import class_order_sha256
 from pretrain.errors import CheckpointError
+from pretrain.evaluate.classification import EvalResult
 from pretrain.evaluate.measure import EvalSet, Measured
 from pretrain.evaluate.recorded import INTERPOLATION, Preprocessing
+from pretrain.evaluate.tally import RealResult, Tallied
 from pretrain.files import replace_text
 from pretrain.metrics.jsonl import plain
 
@@ -70,12 +74,12 @@ def _set_document(test: EvalSet, found: Measured, evaluation: Evaluation) -> dic
         "split": test.split.name,
         "fingerprint": test.manifest.fingerprint(test.split.name),
         "images_in_split": test.split.samples,
-        **asdict(tallied.overall),
+        **_with_error(tallied.overall),
         "classes_evaluated": len(classes),
         "class_order_sha256": class_order_sha256(classes),
         "classes_left_out": list(test.classes.left_out),
         "bad_samples": [asdict(bad) for bad in found.bad],
-        "real": None if tallied.real is None else asdict(tallied.real),
+        "real": _real_document(test, tallied),
         "by_class": [
             {"wnid": wnid, "name": names[wnid], **asdict(counts)}
             for wnid, counts in zip(classes, tallied.by_class, strict=True)
@@ -94,13 +98,22 @@ def _set_document(test: EvalSet, found: Measured, evaluation: Evaluation) -> dic
     }
 
 
+def _real_document(test: EvalSet, tallied: Tallied) -> dict[str, Any] | None:
+    if tallied.real is None or test.real is None:
+        return None
+    return {"labels": str(test.real.path.absolute()), **_with_error(tallied.real)}
+
+
 def _names(test: EvalSet, known: Mapping[str, str]) -> dict[str, str]:
     """A readable name of every class: the set's own, else the model's, else the id."""
     given = zip(test.manifest.classes, test.manifest.class_names, strict=True)
     return {wnid: name if name != wnid else known.get(wnid, wnid) for wnid, name in given}
 
 
-HEAD = ("set", "split", "images", "classes", "top-1 %", "top-5 %", "loss")
+HEAD = ("set", "split", "images", "classes", "top-1 %", "±", "top-5 %", "loss")
+NUMBERS = range(2, len(HEAD))
+"""Columns of `HEAD` that are aligned to the right."""
+WIDTH_OF_LOGS = 200
 
 
 def table_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -113,28 +126,45 @@ def table_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 one["split"],
                 f"{one['images']:,}",
                 f"{one['classes_evaluated']:,}",
-                f"{one['top1_fraction']:.2%}".rstrip("%"),
-                f"{one['top5_fraction']:.2%}".rstrip("%"),
+                *_percentages(one),
                 f"{one['loss']:.4f}",
             )
         )
         real = one["real"]
         if real is not None:
-            top1, top5 = (
-                f"{real[key]:.2%}".rstrip("%") for key in ("top1_fraction", "top5_fraction")
-            )
-            rows.append(
-                (
-                    f"{one['edition']}, ReaL",
-                    one["split"],
-                    f"{real['images']:,}",
-                    rows[-1][3],
-                    top1,
-                    top5,
-                    "",
-                )
-            )
+            name, images = f"{one['edition']}, ReaL", f"{real['images']:,}"
+            rows.append((name, one["split"], images, rows[-1][3], *_percentages(real), ""))
     return rows
+
+
+def print_table(document: Mapping[str, Any]) -> None:
+    """Print the main table on standard output; names fold where it is narrow, numbers never."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column, name in enumerate(HEAD):
+        if column in NUMBERS:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    for row in table_rows(document):
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else WIDTH_OF_LOGS
+    Console(highlight=False, width=width).print(table)
+
+
+def _percentages(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Top-1, its standard error for images drawn at random, and top-5."""
+    keys = ("top1_fraction", "top1_standard_error", "top5_fraction")
+    top1, error, top5 = (f"{100 * found[key]:.2f}" for key in keys)
+    return top1, error, top5
+
+
+def _with_error(found: EvalResult | RealResult) -> dict[str, Any]:
+    share = found.top1_fraction
+    error = (share * (1 - share) / found.images) ** 0.5 if found.images else math.nan
+    return {**asdict(found), "top1_standard_error": error}
 
 
 def notes(document: Mapping[str, Any], preprocessing: Preprocessing) -> list[str]:
@@ -142,10 +172,10 @@ def notes(document: Mapping[str, Any], preprocessing: Preprocessing) -> list[str
     weights = document["weights"]
     stated_by = document["preprocessing"]["stated_by"]
     lines = [
-        f"weights: {weights['path']} ({weights['which']}, {weights['variant']}, "
+        f"weights: {weights['path']} ({weights['which']}{_step(weights)}, {weights['variant']}, "
         f"{weights['classes']:,} classes)",
         f"images: {preprocessing.sentence()}; as {stated_by}",
-        f"precision: {document['precision']}",
+        f"precision: {document['precision']}; ± is the standard error of top-1",
         *weights["notes"],
     ]
     for one in document["sets"]:
@@ -165,6 +195,11 @@ def notes(document: Mapping[str, Any], preprocessing: Preprocessing) -> list[str
     return lines
 
 
+def _step(weights: Mapping[str, Any]) -> str:
+    step = weights["provenance"].get("step")
+    return "" if step is None else f" of step {step:,}"
+
+
 def confused_lines(one: Mapping[str, Any], most: int = PAIRS_SHOWN) -> list[str]:
     """The most-confused pairs of a set, one line each."""
     return [
@@ -178,10 +213,11 @@ def confused_lines(one: Mapping[str, Any], most: int = PAIRS_SHOWN) -> list[str]
 def markdown(document: Mapping[str, Any], preprocessing: Preprocessing) -> str:
     """The evaluation as a page of Markdown."""
     lines = [f"# Evaluation of {_cell(document['weights']['path'])}", ""]
-    lines += _table(HEAD, table_rows(document), numbers_from=2)
+    lines += _table(HEAD, table_rows(document), NUMBERS)
     lines += [f"- {_cell(line)}" for line in notes(document, preprocessing)]
+    lines.append("")
     for one in document["sets"]:
-        lines += ["", f"## {_cell(one['edition'])}, {_cell(one['split'])}", ""]
+        lines += [f"## {_cell(one['edition'])}, {_cell(one['split'])}", "", *_about(one), ""]
         pairs = [
             (
                 f"{pair['images']:,}",
@@ -192,14 +228,26 @@ def markdown(document: Mapping[str, Any], preprocessing: Preprocessing) -> str:
             for pair in one["most_confused"]
         ]
         lines += ["Most confused pairs:", ""]
-        lines += _table(("images", "of the class", "class", "taken for"), pairs, numbers_from=4)
+        lines += _table(("images", "of the class", "class", "taken for"), pairs, range(2))
         lines += ["By class, the worst first:", ""]
         lines += _table(
             ("class", "name", "images", "top-1 %", "top-5 %"),
             [_class_row(row) for row in _worst_first(one["by_class"])],
-            numbers_from=2,
+            range(2, 5),
         )
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _about(one: Mapping[str, Any]) -> list[str]:
+    """Where a set lies and how much of it was counted."""
+    known = one["classes_evaluated"]
+    lines = [
+        f"{one['location']}: {one['images']:,} of {one['images_in_split']:,} images, "
+        f"{known:,} of {known + len(one['classes_left_out']):,} classes",
+    ]
+    if one["real"] is not None:
+        lines.append(f"ReaL labels: {one['real']['labels']}")
+    return [f"- {_cell(line)}" for line in lines]
 
 
 def _worst_first(by_class: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -224,8 +272,8 @@ def _class_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (row["wnid"], row["name"], f"{row['images']:,}", *shares)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int) -> list[str]:
-    rules = ["---" if column < numbers_from else "---:" for column in range(len(head))]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: range) -> list[str]:
+    rules = ["---:" if column in numbers else "---" for column in range(len(head))]
     body = [[_cell(cell) for cell in row] for row in rows]
     return [f"| {' | '.join(line)} |" for line in ([*head], rules, *body)] + [""]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
-from pretrain.convert.export import Weights, Which, read_checkpoint_weights, read_weights
+from pretrain.convert.export import HEAD, Weights, Which, read_checkpoint_weights, read_weights
 from pretrain.convert.read import load
 from pretrain.convert.sources import source_of
 from pretrain.errors import ModelError
@@ -78,7 +78,7 @@ def load_subject(
             classes, or they do not fit the model.
         ConfigError: the network cannot take images of that size.
     """
-    if "head.weight" not in weights.tensors:
+    if HEAD not in weights.tensors:
         raise ModelError(f"{path}: has no classifier (head.weight), so it has no accuracy")
     if weights.model is None:
         raise ModelError(

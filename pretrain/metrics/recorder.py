@@ -202,6 +202,7 @@ class Recorder:
             "images_per_second": self._latest.get("perf/images_per_second"),
             "loss": self._latest.get("train/loss"),
             "eval_top1_fraction": self._latest.get("eval/top1_fraction"),
+            "probe_top1_fraction": self._latest.get("eval/probe_top1_fraction"),
             "eta_seconds": 0.0 if self._state == "done" else self._eta_seconds,
             "last_checkpoint_step": self._last_checkpoint_step,
             "time": time.time(),

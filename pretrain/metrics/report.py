@@ -19,6 +19,8 @@ from pretrain.run_directory import RunDirectory
 
 EVENTS_PER_KIND_MAX = 50
 """Events of one kind that are listed; the newest are."""
+OWN, PROBE = "eval/", "eval/probe_"
+"""How the metrics of the run's own held-out images begin, and those of its probe."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -55,8 +57,13 @@ def report_html(run: RunDirectory, state: str | None = None) -> str:
     sections = [
         _headline(records, events, progress),
         _curves(records),
-        _section(
-            "Evaluations", _evaluations(records), folded=len(with_value(records, "eval/images")) > 8
+        *(
+            _section(
+                title,
+                _evaluations(records, prefix),
+                folded=len(with_value(records, f"{prefix}images")) > 8,
+            )
+            for title, prefix in (("Evaluations", OWN), ("Evaluations of the probe", PROBE))
         ),
         _section("Attempts", _attempts(records, events, progress, run)),
         _section("Events, newest first", _events(events)),
@@ -80,14 +87,11 @@ def report_html(run: RunDirectory, state: str | None = None) -> str:
 
 
 def _headline(records: Records, events: Records, progress: Mapping[str, Any]) -> str:
-    accuracy = series(records, "eval/top1_fraction")
     rates = [value for _, value in series(records, "perf/images_per_second")]
     seen = series(records, "data/samples_consumed")
     step, total = progress.get("step", 0), progress.get("total_steps", 0)
     tiles = [("steps", f"{step:,}", f"of {total:,}, {progress.get('epoch', 0):.2f} epochs")]
-    if accuracy:
-        best_step, best = max(accuracy, key=lambda point: point[1])
-        tiles.insert(0, ("top-1", f"{accuracy[-1][1]:.2%}", f"best {best:.2%}, step {best_step:,}"))
+    tiles[:0] = _accuracy_tiles(records)
     if seen:
         tiles.append(("images seen", f"{seen[-1][1]:,.0f}", "repeats included"))
     lives = _lives(records, events)
@@ -102,6 +106,17 @@ def _headline(records: Records, events: Records, progress: Mapping[str, Any]) ->
         for label, value, note in tiles
     )
     return f'<dl class="tiles">{cells}</dl>'
+
+
+def _accuracy_tiles(records: Records) -> list[tuple[str, str, str]]:
+    tiles = []
+    for label, prefix in (("top-1", OWN), ("probe top-1", PROBE)):
+        accuracy = series(records, f"{prefix}top1_fraction")
+        if accuracy:
+            best_step, best = max(accuracy, key=lambda point: point[1])
+            note = f"best {best:.2%}, step {best_step:,}"
+            tiles.append((label, f"{accuracy[-1][1]:.2%}", note))
+    return tiles
 
 
 def _curves(records: Records) -> str:
@@ -125,16 +140,18 @@ def _curves(records: Records) -> str:
     return f'<div class="curves">{"".join(figures)}</div><p><small>{notes}</small></p>'
 
 
-def _evaluations(records: Records) -> str:
+def _evaluations(records: Records, prefix: str) -> str:
     rows = [
         (
             f"{record['step']:,}",
-            f"{record['eval/top1_fraction']:.2%}",
-            f"{record['eval/top5_fraction']:.2%}",
-            "not finite" if record.get("eval/loss") is None else f"{record['eval/loss']:.4f}",
-            f"{record['eval/images']:,.0f}",
+            f"{record[f'{prefix}top1_fraction']:.2%}",
+            f"{record[f'{prefix}top5_fraction']:.2%}",
+            "not finite"
+            if record.get(f"{prefix}loss") is None
+            else f"{record[f'{prefix}loss']:.4f}",
+            f"{record[f'{prefix}images']:,.0f}",
         )
-        for record in with_value(records, "eval/images")
+        for record in with_value(records, f"{prefix}images")
     ]
     return _table(("step", "top-1", "top-5", "loss", "images"), rows, numbers=True)
 

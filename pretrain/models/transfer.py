@@ -84,6 +84,8 @@ class TransferReport:
             )
         if self.nameless:
             head += ", from zeros: the source does not say which class each of its rows is"
+        elif self.head == "fresh":
+            head += ", from zeros: the source has none"
         return [*said, head]
 
 

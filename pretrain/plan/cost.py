@@ -36,7 +36,7 @@ class Cost:
 
 
 def estimate_cost(
-    *, train_images: int, eval_images: int, forward_macs_per_image: int, resources: Resources
+    train_images: int, eval_images: int, forward_macs_per_image: int, resources: Resources
 ) -> Cost:
     """Estimate the cost of training and evaluating on that many images."""
     training = TRAINING_FLOP_PER_FORWARD_MAC * forward_macs_per_image

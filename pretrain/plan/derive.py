@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from pretrain.augment.policy import parse_policy
 from pretrain.config.schema import RunConfig
-from pretrain.data.manifest import Manifest
+from pretrain.data.manifest import Manifest, Split
 from pretrain.errors import ConfigError
 from pretrain.models.cost import count_forward_macs, count_parameters
 from pretrain.models.variants import (
@@ -17,7 +17,7 @@ from pretrain.models.variants import (
     shape_of,
 )
 from pretrain.plan.cost import Cost, estimate_cost
-from pretrain.plan.memory import host_memory_bytes_per_rank, memory_bytes_per_rank
+from pretrain.plan.memory import memory_bytes_per_rank
 from pretrain.plan.resources import Resources
 
 BYTES_PER_PARAMETER_SAVED = 12
@@ -36,6 +36,8 @@ class Plan:
         num_classes: length of the class list and of the head.
         train_samples: images of an epoch.
         eval_samples: images of an evaluation; 0 without one.
+        probe_samples: images of an evaluation of the probe; 0 without one, or while its shards are
+            not built.
         shards: shard files of both splits; 0 while they are not built.
         data_bytes: size of those files.
         device: ``cuda`` or ``cpu``.
@@ -69,6 +71,7 @@ class Plan:
     num_classes: int
     train_samples: int
     eval_samples: int
+    probe_samples: int
     shards: int
     data_bytes: int
     device: str
@@ -107,7 +110,12 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, manifest: Manifest | None, resources: Resources, *, free_disk_bytes: int
+    config: RunConfig,
+    manifest: Manifest | None,
+    resources: Resources,
+    *,
+    free_disk_bytes: int,
+    probe: Split | None = None,
 ) -> Plan:
     """Derive the plan.
 
@@ -116,6 +124,7 @@ def make_plan(
         manifest: of ``config.data.path``; None plans with ``data.expected_train_samples``.
         resources: the machines.
         free_disk_bytes: free space where the run directory lies.
+        probe: the split of ``eval.probe``; None without one, or while it is not built.
 
     Raises:
         ConfigError: config, data and machines do not suit each other; the message says what would.
@@ -123,25 +132,24 @@ def make_plan(
     shape = _checked_shape(config, resources.device)
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
-    global_batch = config.batch.global_size
-    steps_per_epoch = _steps_per_epoch(config, train_samples)
-    total_steps = steps_per_epoch * config.schedule.epochs
-    lr_scale = global_batch / (config.optim.lr_reference_batch or global_batch)
+    (steps_per_epoch, total_steps), lr_scale = _steps(config, train_samples), _lr_scale(config)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
     splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
+    evaluated = _evaluated_images(config, eval_samples, probe)
     return Plan(
         preset=config.preset,
         edition="" if manifest is None else manifest.edition,
         num_classes=config.model.num_classes,
         train_samples=train_samples,
         eval_samples=eval_samples,
+        probe_samples=0 if probe is None else probe.samples,
         shards=sum(len(split.shards) for split in splits),
         data_bytes=sum(split.bytes for split in splits),
         device=resources.device,
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,
         resources_note=resources.note,
-        global_batch=global_batch,
+        global_batch=config.batch.global_size,
         micro_batch=micro_batch,
         accumulation=accumulation,
         steps_per_epoch=steps_per_epoch,
@@ -155,24 +163,11 @@ def make_plan(
         min_lr=_end_lr(config) * lr_scale,
         parameters=parameters,
         forward_macs_per_image=macs,
-        memory=memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
-        host_memory=host_memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
+        **memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
         checkpoints_kept=config.checkpoint.keep_last,
         free_disk_bytes=free_disk_bytes,
-        cost=_cost(config, resources, total_steps * global_batch, eval_samples, macs),
-    )
-
-
-def _cost(
-    config: RunConfig, resources: Resources, train_images: int, eval_samples: int, macs: int
-) -> Cost:
-    evaluations = math.ceil(config.schedule.epochs / config.eval.every_epochs)
-    return estimate_cost(
-        train_images=train_images,
-        eval_images=eval_samples * evaluations,
-        forward_macs_per_image=macs,
-        resources=resources,
+        cost=estimate_cost(total_steps * config.batch.global_size, evaluated, macs, resources),
     )
 
 
@@ -247,7 +242,12 @@ def _bytes_per_parameter_saved(config: RunConfig) -> int:
     return BYTES_PER_PARAMETER_SAVED + average
 
 
-def _steps_per_epoch(config: RunConfig, train_samples: int) -> int:
+def _lr_scale(config: RunConfig) -> float:
+    return config.batch.global_size / (config.optim.lr_reference_batch or config.batch.global_size)
+
+
+def _steps(config: RunConfig, train_samples: int) -> tuple[int, int]:
+    """Return the steps of an epoch and of the run."""
     steps = train_samples // config.batch.global_size
     if steps == 0:
         raise ConfigError(
@@ -255,7 +255,7 @@ def _steps_per_epoch(config: RunConfig, train_samples: int) -> int:
             f"samples of split '{config.data.train_split}'; "
             f"give batch.global_size={_power_of_two(train_samples)} or more data"
         )
-    return steps
+    return steps, steps * config.schedule.epochs
 
 
 def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
@@ -277,6 +277,18 @@ def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
         )
     train = manifest.split(data.train_split).samples
     return train, 0 if data.eval_split is None else manifest.split(data.eval_split).samples
+
+
+def times_evaluated(config: RunConfig, every_epochs: int) -> int:
+    """How often a split is evaluated that is every so many epochs, and at the end."""
+    return math.ceil(config.schedule.epochs / every_epochs)
+
+
+def _evaluated_images(config: RunConfig, eval_samples: int, probe: Split | None) -> int:
+    images = eval_samples * times_evaluated(config, config.eval.every_epochs)
+    if probe is not None and config.eval.probe is not None:
+        images += probe.samples * times_evaluated(config, config.eval.probe.every_epochs)
+    return images
 
 
 def _split_names(config: RunConfig) -> list[str]:

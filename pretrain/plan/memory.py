@@ -1,6 +1,7 @@
 """Memory of one rank by part, on the device and in the host, and how near the estimate came."""
 
 from collections.abc import Mapping
+from typing import TypedDict
 
 from pretrain.config.schema import RunConfig
 from pretrain.engine.zero_config import BUCKET_ELEMENTS
@@ -16,10 +17,27 @@ _HALF_BYTES = 2
 GIB = 2**30
 
 
+class Memory(TypedDict):
+    """Bytes of a rank by part: on its device, and in the host for what is offloaded."""
+
+    memory: dict[str, int]
+    host_memory: dict[str, int]
+
+
 def memory_bytes_per_rank(
     shape: Shape, config: RunConfig, micro_batch: int, world_size: int
+) -> Memory:
+    """Estimate what a rank holds at the peak of a step; no host memory without any offload."""
+    return {
+        "memory": _of_device(shape, config, micro_batch, world_size),
+        "host_memory": _of_host(shape, config, micro_batch, world_size),
+    }
+
+
+def _of_device(
+    shape: Shape, config: RunConfig, micro_batch: int, world_size: int
 ) -> dict[str, int]:
-    """Estimate what a rank holds on its device at the peak of a step.
+    """Estimate the parts on the device.
 
     ZeRO (arXiv 1910.02054, section 5) divides optimizer state by the ranks at stage 1, gradients
     too at stage 2, parameters too at stage 3. Under autocast parameters and gradients stay fp32,
@@ -45,10 +63,8 @@ def memory_bytes_per_rank(
     return parts
 
 
-def host_memory_bytes_per_rank(
-    shape: Shape, config: RunConfig, micro_batch: int, world_size: int
-) -> dict[str, int]:
-    """Estimate what a rank keeps in the host's memory for its device; {} without any offload.
+def _of_host(shape: Shape, config: RunConfig, micro_batch: int, world_size: int) -> dict[str, int]:
+    """Estimate the parts that the host's memory keeps for the device.
 
     ZeRO-Offload (arXiv 2101.06840, section 4) keeps a rank's share of gradients beside the state.
     """
@@ -76,7 +92,7 @@ def compare_with_peak(estimate: Mapping[str, int], peak_gib: float) -> dict[str,
     """Hold the estimate against the peak that was measured.
 
     Args:
-        estimate: of `memory_bytes_per_rank`.
+        estimate: of `memory_bytes_per_rank`, on the device.
         peak_gib: the largest of the ranks' peaks.
 
     Returns:

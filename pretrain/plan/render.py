@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pretrain.config.schema import RunConfig
-from pretrain.plan.derive import Plan
+from pretrain.plan.derive import Plan, times_evaluated
 
 
 def render(config: RunConfig, plan: Plan) -> str:
@@ -78,7 +78,32 @@ def _step_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
         ),
         ("learning rate", f"{lr}; {_course(config, plan)}"),
         ("optimizer", _optimizer(config)),
+        *_evaluation_rows(config, plan),
     ]
+
+
+def _evaluation_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    """Return what is evaluated, how often, and what of it the time does not count."""
+    own, probe = config.data.eval_split, config.eval.probe
+    rows = []
+    if own is not None:
+        when = _when(config, config.eval.every_epochs)
+        rows.append(("evaluation", _evaluated(f"split {own}, {when}", plan.eval_samples)))
+    if probe is not None:
+        when = _when(config, probe.every_epochs)
+        what = f"{probe.path}, split {probe.split}, {when}"
+        rows.append(("probe", _evaluated(what, plan.probe_samples)))
+    return rows or [("evaluation", "none: no held-out split, and no eval.probe")]
+
+
+def _when(config: RunConfig, every_epochs: int) -> str:
+    times = times_evaluated(config, every_epochs)
+    period = "every epoch" if every_epochs == 1 else f"every {every_epochs} epochs"
+    return f"{period}, {times} time{'s'[: times > 1]}"
+
+
+def _evaluated(what: str, samples: int) -> str:
+    return f"{samples:,} images of {what}" if samples else f"{what}; not built, so not in the time"
 
 
 def _course(config: RunConfig, plan: Plan) -> str:

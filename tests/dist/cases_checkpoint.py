@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases_engine import make_engine, mean_losses, train
+from engine_parity import make_engine, mean_losses, train
 from torch import Tensor
 
 from pretrain import dist

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, GLOBAL_BATCH, global_batch, micro_batches
+from tiny import CLASSES, GLOBAL_BATCH, micro_batches
 from torch import Tensor, nn
 
 from pretrain import dist
@@ -278,7 +278,7 @@ def suite(
     resumed: list[dict[str, Any]],
     overflows: list[int],
 ) -> dict[str, Any]:
-    """One process: DeepSpeed keeps it marked once it has trained with autocast, so fp32 is first."""
+    """In one process: once trained with autocast, DeepSpeed keeps it marked, so fp32 is first."""
     order = ("fp32", "bf16", "fp16")
     rows = sorted(rows, key=lambda row: order.index(row.get("precision", "fp32")))
     return {

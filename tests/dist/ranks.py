@@ -1,7 +1,7 @@
 """Runs a function in several real processes (ranks) over gloo, for tests.
 
-``run_ranks("cases_engine:parity", 2, 3)`` starts two fresh interpreters, each of which joins a
-process group, calls ``parity(world, 3)`` from ``tests/dist/cases_engine.py`` and hands back its
+``run_ranks("cases_engine:suite", 2, [3])`` starts two fresh interpreters, each of which joins a
+process group, calls ``suite(world, [3])`` from ``tests/dist/cases_engine.py`` and hands back its
 JSON-able result.
 """
 

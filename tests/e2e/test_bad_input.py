@@ -75,7 +75,8 @@ def typed(request, tmp_path, small_shards, monkeypatch, capsys):
         ("data.eval_split=test", "no split 'test'; there are: train, validation"),
         ("init_from=never_trained", "init_from: never_trained:"),
         ("init_from=./no/such", "does not exist"),
-        ("init_from=./small.yaml", "expected a .safetensors file or a directory"),
+        ("init_from=./small.yaml", "expected weights, got text that begins"),
+        ("init_classes=./small.yaml", "init_classes: says how to read init_from, which is not"),
         ("init_from=../", "expected an export"),
         (f"data.path={'d' * 300}", "cannot be looked at: File name too long"),
         (f"runs_dir=/tmp/{'r' * 300}", "cannot be looked at: File name too long"),
@@ -190,8 +191,16 @@ def test_a_run_directory_of_another_config(typed):
 
 def test_shards_and_pickles_are_no_weights(typed, small_shards):
     assert "expected an export" in typed.refusal(f"init_from={small_shards.path}")
-    (typed.folder / "swin.pth").touch()
-    assert "can run code when it is read" in typed.refusal("init_from=./swin.pth")
+    weights = typed.folder / "swin.pth"
+    weights.touch()
+    assert "got an empty file" in typed.refusal("init_from=./swin.pth")
+    weights.write_bytes(b"<!DOCTYPE html>")
+    assert "got a web page" in typed.refusal("init_from=./swin.pth")
+    weights.write_bytes(b"\x80\x02 as far as can be told without torch")
+    given = ["init_from=./swin.pth", "init_classes=./classes.txt"]
+    assert "init_classes: " in typed.refusal(*given)
+    (typed.folder / "classes.txt").write_text("n1\nn1\n")
+    assert "classes.txt: expected each class id once" in typed.refusal(*given)
 
 
 def test_output_that_cannot_be_written(typed):

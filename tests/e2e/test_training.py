@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoint.resume import newest_valid
+from pretrain.convert.__main__ import main as convert
 
 CONFIG = """\
 data: {{path: {shards}, workers_per_rank: 1}}
@@ -175,6 +176,31 @@ def test_fine_tuning_is_a_config(config, tmp_path, small_shards):
     export = json.loads((tmp_path / "runs" / "tuned" / "export" / "config.json").read_text())
     assert export["model"]["window_size"] == 8
     assert (tmp_path / "runs" / "tuned" / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_run_from_any_layout_is_the_run_from_our_export(config, tmp_path, small_shards):
+    # One window size in all stages, as some layouts need.
+    shape = ["model.image_size=64", "model.window_size=2", "eval.resize=72", "schedule.epochs=1"]
+    train(config, "name=first", *shape)
+    export = tmp_path / "runs" / "first" / "export"
+    sources = {"ours": export, "bare": tmp_path / "bare.safetensors"}
+    shutil.copy(export / "model.safetensors", sources["bare"])
+    for target in ("official", "timm", "huggingface", "torchvision", "mmdetection"):
+        directory = target in ("timm", "huggingface")
+        sources[target] = tmp_path / (target if directory else f"{target}.pth")
+        assert convert([str(export), str(sources[target]), "--to", target]) == 0
+    final = {}
+    for name, source in sources.items():
+        silent = [f"init_classes={small_shards.path}"] if name == "torchvision" else []
+        output = train(config, f"name=from_{name}", f"init_from={source}", *silent, *shape)
+        assert "initial weights" in output
+        assert "head copied" in output
+        final[name] = final_state(tmp_path / "runs" / f"from_{name}")
+    for name, state in final.items():
+        assert state.keys() == final["ours"].keys()
+        for key, value in state.items():
+            assert torch.equal(value, final["ours"][key]), (name, key)
 
 
 def test_the_average_is_what_is_evaluated_and_exported(config, tmp_path):

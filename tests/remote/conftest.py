@@ -10,6 +10,13 @@ from servers import Proxy, config_of, nginx
 
 from data_tools.build import main as build
 from pretrain.config.schema import DataConfig
+from pretrain.data import remote
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """Try again soon."""
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import pytest
 from servers import Fault, config_of, manifest_of
 
 from pretrain.config.schema import DataConfig
-from pretrain.data import remote
 from pretrain.data.cache import ShardCache, bytes_of
 from pretrain.data.manifest import read_manifest
 from pretrain.data.order import SampleOrder
@@ -20,11 +19,6 @@ from pretrain.data.prefetch import Prefetcher, SharedNumber, Upcoming
 from pretrain.data.remote_split import RemoteSplit, remote_eval_split, remote_train_split
 from pretrain.errors import DataError
 from pretrain.world import World
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.05)
 
 
 class Node:

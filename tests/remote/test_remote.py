@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from servers import Fault, free_port, nginx
 
-from pretrain.data import remote
 from pretrain.data.remote import Patience, download, probe, read_bytes
 from pretrain.errors import DataError
 from pretrain.location import RemoteFile
@@ -27,11 +26,6 @@ def content(published) -> bytes:
         folder.mkdir(exist_ok=True)
         (folder / "some.tar").write_bytes(data)
     return data
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_SECONDS", 0.05)
 
 
 class Target:

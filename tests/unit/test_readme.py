@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.load import config_names, expand_chain, load_run
-from pretrain.plan.derive import make_plan
+from pretrain.plan.derive import Plan, make_plan
 from pretrain.plan.resources import resources_of
 
 ROOT = Path(__file__).parents[2]
@@ -19,15 +19,24 @@ assert _spec.loader is not None
 recipe_table = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(recipe_table)
 
-# Published top-1/5 in per cent, by config; others publish none for the weights they make.
+# Published top-1/5 in per cent and multiply-adds in units of 1e9 ("FLOPs" there), by config; others
+# publish none for the weights they make.
 PUBLISHED = {
-    "swin_t_1k": "81.2 / 95.5", "swin_s_1k": "83.2 / 96.2", "swin_b_1k": "83.5 / 96.5",
-    "swin_b_1k_to_384": "84.5 / 97.0",
-    "swin_t_22k_to_1k_224": "80.9 / 96.0", "swin_s_22k_to_1k_224": "83.2 / 97.0",
-    "swin_b_22k_to_1k_224": "85.2 / 97.5", "swin_b_22k_to_1k_384": "86.4 / 98.0",
-    "swinv2_b_22k_to_1k_256": "86.2 / 97.9", "swinv2_b_22k_to_1k_384": "87.1 / 98.2",
-    "swinv2_l_22k_to_1k_256": "86.9 / 98.0", "swinv2_l_22k_to_1k_384": "87.6 / 98.3",
-    "swin_l_22k_to_1k_224": "86.3 / 97.9", "swin_l_22k_to_1k_384": "87.3 / 98.2",
+    "swin_t_1k": ("81.2 / 95.5", 4.5), "swin_s_1k": ("83.2 / 96.2", 8.7),
+    "swin_b_1k": ("83.5 / 96.5", 15.4), "swin_b_1k_to_384": ("84.5 / 97.0", 47.1),
+    "swin_t_c24_1k": ("81.6 / 95.7", 5.9),
+    "swin_t_22k_to_1k_224": ("80.9 / 96.0", 4.5), "swin_s_22k_to_1k_224": ("83.2 / 97.0", 8.7),
+    "swin_b_22k_to_1k_224": ("85.2 / 97.5", 15.4), "swin_b_22k_to_1k_384": ("86.4 / 98.0", 47.1),
+    "swin_l_22k_to_1k_224": ("86.3 / 97.9", 34.5), "swin_l_22k_to_1k_384": ("87.3 / 98.2", 103.9),
+    "swinv2_t_1k_window8": ("81.8 / 95.9", 5.9), "swinv2_t_1k_window16": ("82.8 / 96.2", 6.6),
+    "swinv2_s_1k_window8": ("83.7 / 96.6", 11.5), "swinv2_s_1k_window16": ("84.1 / 96.8", 12.6),
+    "swinv2_b_1k_window8": ("84.2 / 96.9", 20.3), "swinv2_b_1k_window16": ("84.6 / 97.0", 21.8),
+    "swinv2_b_22k_to_1k_256": ("86.2 / 97.9", 21.8),
+    "swinv2_b_22k_to_1k_384": ("87.1 / 98.2", 54.7),
+    "swinv2_l_22k_to_1k_256": ("86.9 / 98.0", 47.5),
+    "swinv2_l_22k_to_1k_384": ("87.6 / 98.3", 115.4),
+    "swin_mlp_t_c6_1k": ("79.7 / 94.9", 4.0), "swin_mlp_t_c12_1k": ("79.6 / 94.7", 4.0),
+    "swin_mlp_t_c24_1k": ("79.4 / 94.6", 4.0), "swin_mlp_b_1k": ("81.3 / 95.3", 10.4),
 }  # fmt: skip
 
 
@@ -51,16 +60,21 @@ def test_every_header_is_complete_and_its_command_runs_this_config(name):
     assert name in [*named, *expand_chain(named)]
 
 
+def plan_of(name: str) -> Plan:
+    config = load_run(name, cluster="slurm")
+    return make_plan(config, None, resources_of(config.cluster, 0), free_disk_bytes=0)
+
+
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_published_figures(name):
-    assert header(name)["Published"] == f"{PUBLISHED[name]} top-1/5 %"
+    accuracy, giga_macs = PUBLISHED[name]
+    assert header(name)["Published"] == f"{accuracy} top-1/5 %, {giga_macs} GMAC"
+    assert round(plan_of(name).forward_macs_per_image / 1e9, 1) == giga_macs
 
 
 @pytest.mark.parametrize("name", [name for name in config_names() if name.startswith("swin")])
 def test_the_cost_in_the_header_is_the_plans(name):
-    config = load_run(name, cluster="slurm")
-    resources = resources_of(config.cluster, 0)
-    plan = make_plan(config, None, resources, free_disk_bytes=0)
+    plan = plan_of(name)
     found = re.search(r"([\d.]+) EFLOP", header(name)["Hardware"])
     assert found is not None
     assert found[1] == f"{plan.cost.exaflop:.3g}"

@@ -10,14 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
+from recipes import load
 
 from pretrain import train
-from pretrain.config.load import config_names, load_run
-from pretrain.engine.param_groups import parameter_groups
-from pretrain.objective import objective_of
-from pretrain.plan.derive import make_plan
-from pretrain.plan.resources import resources_of
+from pretrain.config.load import config_names
 
 
 class Facts(NamedTuple):
@@ -78,6 +74,8 @@ def at_384(facts: Facts) -> Facts:
 
 
 TUNING_384 = presets(at_384(FINE_TUNING), at_384(PAPER_TUNING), at_384(MODERN))
+# ConvNeXt's decay over its 12 groups and the head is 0.8 from 22K, and 0.7 from 1K.
+TUNING_384_FROM_1K = TUNING_384 | {"modern": at_384(MODERN)._replace(layer_decay=0.83)}
 TUNING_224 = presets(FINE_TUNING, PAPER_TUNING, MODERN)
 PAPER_PRETRAINING = PRETRAINING._replace(kind="linear", weight_decay=0.01, clip=1.0)
 
@@ -88,17 +86,27 @@ V2_TUNING_384 = FINE_TUNING._replace(image_size=384, window=24)
 V2_MODERN_256 = MODERN._replace(image_size=256, window=16)
 V2_MODERN_384 = MODERN._replace(image_size=384, window=24)
 V2_DROP_PATH = {"b": 0.2, "l": 0.2}
+V2_SCRATCH_8 = SCRATCH._replace(image_size=256, window=8)
+V2_SCRATCH_16 = SCRATCH._replace(image_size=256, window=16)
+# Swin-MLP is of V1's paper, which clips at 1.
+MLP_SCRATCH = SCRATCH._replace(image_size=256, window=8)
 
 # Recipe: its presets, and the drop path of each model.
+SCRATCH_DROP_PATH = {"t": 0.2, "s": 0.3, "b": 0.5}
 DROP_PATH = {"t": 0.1, "s": 0.2, "b": 0.2, "l": 0.2}
 ROWS: dict[str, tuple[dict[str, Facts], dict[str, float]]] = {
     "swin_{}_22k": (presets(PRETRAINING, PAPER_PRETRAINING), DROP_PATH),
     "swin_{}_22k_to_1k_224": (TUNING_224, DROP_PATH),
     "swin_{}_22k_to_1k_384": (TUNING_384, DROP_PATH),
-    "swin_{}_1k": (
-        presets(SCRATCH, SCRATCH._replace(clip=1.0)), {"t": 0.2, "s": 0.3, "b": 0.5}
+    "swin_{}_1k": (presets(SCRATCH, SCRATCH._replace(clip=1.0)), SCRATCH_DROP_PATH),
+    "swin_{}_1k_to_384": (TUNING_384_FROM_1K, {"b": 0.5}),
+    "swin_mlp_{}_1k": (presets(SCRATCH, SCRATCH._replace(clip=1.0)), {"b": 0.5}),
+    "swin_mlp_t_{}_1k": (
+        presets(MLP_SCRATCH, MLP_SCRATCH._replace(clip=1.0)), {"c6": 0.2, "c12": 0.2, "c24": 0.2}
     ),
-    "swin_{}_1k_to_384": (TUNING_384, {"b": 0.5}),
+    "swin_t_{}_1k": (presets(MLP_SCRATCH, MLP_SCRATCH._replace(clip=1.0)), {"c24": 0.2}),
+    "swinv2_{}_1k_window8": (presets(V2_SCRATCH_8, V2_SCRATCH_8), SCRATCH_DROP_PATH),
+    "swinv2_{}_1k_window16": (presets(V2_SCRATCH_16, V2_SCRATCH_16), SCRATCH_DROP_PATH),
     # Nothing decays under the warm-up, so that what was released is what the repository does.
     "swin_{}_simmim": ({"repository": MASKED, "released": MASKED, "paper": MASKED}, {"b": 0.0}),
     "swin_{}_simmim_to_1k": (presets(SIMMIM, SIMMIM), {"b": 0.1}),
@@ -117,21 +125,31 @@ CASES = [
     for preset, facts in of_row.items()
 ]
 
+GIANT = "swinv2_g_22k"
 PAPER_DROP_PATH = {"swin_b_1k_to_384": 0.1}
 SMALL_MODEL_LAYER_DECAY = 0.8
 """Of the modern preset for Swin-T, which has half the layers."""
 
 
-def load(name: str, preset: str | None = None) -> tuple[Any, Any]:
-    """Return config and plan of a recipe as shipped, on its own number of 8-GPU nodes."""
-    config = load_run(name, [f"preset={preset}"] if preset else [], cluster="slurm")
-    resources = resources_of(config.cluster, 0)
-    return config, make_plan(config, None, resources, free_disk_bytes=10**12)
-
-
 def test_every_recipe_is_here():
     swins = {name for name in config_names() if name.startswith("swin")}
-    assert swins == {name for name, *_ in CASES}
+    assert swins == {name for name, *_ in CASES} | {GIANT}
+
+
+@pytest.mark.parametrize("preset", ["repository", "paper"])
+def test_the_giant_is_the_papers_second_stage(preset):
+    """arXiv 2111.09883, appendix A2.2; the set of 70 million images is not published."""
+    config, plan = load(GIANT, preset)
+    assert (plan.parameters, plan.global_batch, plan.peak_lr) == (3_087_326_257, 9216, 1.4e-3)
+    assert plan.total_steps == 30 * (IMAGES_22K // 9216)
+    of_70_million = 30 * 70_000_000 / 9216
+    assert plan.warmup_steps / plan.total_steps == pytest.approx(20_000 / of_70_million, rel=2e-3)
+    optim, model, augment = config.optim, config.model, config.augment
+    assert (optim.weight_decay, optim.clip_grad_norm, optim.layer_decay) == (0.1, 100.0, 0.87)
+    assert (model.image_size, model.window_size, model.drop_path) == (192, 12, 0.3)
+    assert (augment.mixes, augment.erase_probability) == (False, 0.25)
+    assert config.schedule.kind == "cosine"
+    assert sum(plan.memory.values()) < 40 * 2**30  # of one of the paper's GPUs
 
 
 @pytest.mark.parametrize(("name", "preset", "drop_path", "facts"), CASES)
@@ -159,9 +177,8 @@ def test_the_numbers_are_the_published_ones(name, preset, drop_path, facts):
     assert config.ema.decay == facts.ema
     small = preset == "modern" and config.model.variant == "swin_t"
     assert config.optim.layer_decay == (SMALL_MODEL_LAYER_DECAY if small else facts.layer_decay)
-    if config.data.eval_split is not None:
-        # Short side before the crop, always 8/7 of it; 384 is squashed.
-        assert config.eval.resize == {224: 256, 256: 292, 384: None}[facts.image_size]
+    # Short side before the crop, 8/7 of it rounded down; 384 is squashed.
+    assert config.eval.resize == {192: 219, 224: 256, 256: 292, 384: None}[facts.image_size]
     tuned_v2 = name.startswith("swinv2") and "_to_1k" in name
     windows_before = (12, 12, 12, 6) if tuned_v2 else (0, 0, 0, 0)
     assert config.model.pretrained_window_sizes == windows_before
@@ -282,100 +299,3 @@ def test_golden_rates(name, preset):
     assert [train.rate(parts, step) for step in expected] == pytest.approx(
         list(expected.values()), rel=1e-12
     )
-
-
-DEPTHS = {"t": (2, 2, 6, 2), "s": (2, 2, 18, 2), "b": (2, 2, 18, 2), "l": (2, 2, 18, 2)}
-DECAYED_IN_BLOCK = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-UNDECAYED_IN_BLOCK_V2 = (
-    "attn.logit_scale", "attn.cpb_mlp.0.weight", "attn.cpb_mlp.0.bias", "attn.cpb_mlp.2.weight",
-    "attn.q_bias", "attn.v_bias", "attn.proj.bias", "norm1.weight", "norm1.bias", "norm2.weight",
-    "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias",
-)  # fmt: skip
-UNDECAYED_IN_BLOCK = (
-    "norm1.weight", "norm1.bias", "attn.relative_position_bias_table", "attn.qkv.bias",
-    "attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias",
-)  # fmt: skip
-
-
-def expected_groups(variant: str) -> dict[str, tuple[bool, int]]:
-    """Return, by name, whether a parameter decays and its layer, from the published structure."""
-    depths = DEPTHS[variant[-1]]
-    undecayed = UNDECAYED_IN_BLOCK_V2 if variant.startswith("swinv2") else UNDECAYED_IN_BLOCK
-    top = sum(depths) + 1
-    found = {"patch_embed.proj.weight": (True, 0), "head.weight": (True, top)}
-    found |= {f"patch_embed.{name}": (False, 0) for name in ("proj.bias", "norm.weight")}
-    found |= {"patch_embed.norm.bias": (False, 0), "head.bias": (False, top)}
-    found |= {"norm.weight": (False, top), "norm.bias": (False, top)}
-    layer = 0
-    for stage, blocks in enumerate(depths):
-        for block in range(blocks):
-            layer += 1
-            prefix = f"layers.{stage}.blocks.{block}."
-            found |= {prefix + name: (True, layer) for name in DECAYED_IN_BLOCK}
-            found |= {prefix + name: (False, layer) for name in undecayed}
-        if stage < 3:
-            prefix = f"layers.{stage}.downsample."
-            found[prefix + "reduction.weight"] = (True, layer)
-            found |= {prefix + name: (False, layer) for name in ("norm.weight", "norm.bias")}
-    return found
-
-
-def with_a_decoder(structure: dict[str, tuple[bool, int]]) -> dict[str, tuple[bool, int]]:
-    """Return the structure of masked pre-training: no head, and a token that does not decay."""
-    top = max(layer for _, layer in structure.values())
-    encoder = {
-        f"encoder.{name}": value
-        for name, value in structure.items()
-        if not name.startswith("head.")
-    }
-    decoder = {"decoder.weight": (True, top), "decoder.bias": (False, top)}
-    return encoder | decoder | {"mask_token": (False, 0)}
-
-
-@pytest.mark.parametrize(
-    ("name", "preset", "layer_decay", "weight_decay", "groups", "scalars"),
-    [
-        ("swin_t_22k", "repository", 1.0, 0.05, 2, 44_315_083),
-        ("swin_s_22k", "paper", 1.0, 0.01, 2, 65_632_987),
-        ("swin_b_22k", "repository", 1.0, 0.05, 2, 109_130_249),
-        ("swin_l_22k", "repository", 1.0, 0.05, 2, 228_565_093),
-        ("swin_t_1k", "repository", 1.0, 0.05, 2, 28_288_354),
-        ("swin_t_22k_to_1k_224", "modern", 0.8, 1e-8, 28, 28_288_354),
-        ("swin_l_22k_to_1k_384", "repository", 1.0, 1e-8, 2, 196_735_516),
-        ("swin_l_22k_to_1k_384", "modern", 0.9, 1e-8, 52, 196_735_516),
-        ("swin_b_simmim", "repository", 1.0, 0.05, 2, 89_874_104),
-        ("swin_b_simmim_to_1k", "repository", 0.8, 0.05, 52, 87_768_224),
-        ("swinv2_b_22k", "repository", 1.0, 0.1, 2, 109_280_841),
-        ("swinv2_b_22k_to_1k_256", "repository", 1.0, 1e-8, 2, 87_918_816),
-        ("swinv2_l_22k_to_1k_384", "modern", 0.9, 1e-8, 52, 196_739_932),
-    ],
-)
-def test_parameter_groups(name, preset, layer_decay, weight_decay, groups, scalars):
-    config, _ = load(name, preset)
-    with torch.device("meta"):
-        model = objective_of(config).model
-    parameters = dict(model.named_parameters())
-    found = parameter_groups(
-        parameters,
-        config.optim.weight_decay,
-        model.no_weight_decay_names(),
-        config.optim.layer_decay,
-        model.layer_depths(),
-    )
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    of_parameter = {
-        names[id(parameter)]: (group["weight_decay"], group["lr_scale"])
-        for group in found
-        for parameter in group["params"]
-    }
-    structure = expected_groups(config.model.variant)
-    if name == "swin_b_simmim":
-        structure = with_a_decoder(structure)
-    top = max(layer for _, layer in structure.values())
-    assert of_parameter == {
-        name: (weight_decay if decays else 0.0, pytest.approx(layer_decay ** (top - layer)))
-        for name, (decays, layer) in structure.items()
-    }
-    assert len(found) == groups
-    assert sum(len(group["params"]) for group in found) == len(structure)
-    assert sum(p.numel() for group in found for p in group["params"]) == scalars

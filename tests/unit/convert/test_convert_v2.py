@@ -16,7 +16,7 @@ from pretrain.errors import ModelError
 from pretrain.models.variants import shape_of
 
 EARLIER = (3, 3, 3, 0)
-PLACES = ("official", "timm", "huggingface", "torchvision", "safetensors")
+PLACES = ("official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors")
 
 
 def v2(**changes):
@@ -34,11 +34,13 @@ def put(loaded, directory, target, name):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    itertools.product(("official", "timm", "huggingface", "safetensors"), repeat=2),
+    itertools.product(("official", "timm", "huggingface", "mmdetection", "safetensors"), repeat=2),
 )
 def test_files_of_every_pair_round_trip(tmp_path, first, second):
-    there = load(put(v2(), tmp_path, first, "one"))
-    back = load(put(there, tmp_path, second, "two"))
+    # mmpretrain's buffers show windows, and nothing the image.
+    sizes = [64 if layout == "mmdetection" else None for layout in (first, second)]
+    there = load(put(v2(), tmp_path, first, "one"), image_size=sizes[0])
+    back = load(put(there, tmp_path, second, "two"), image_size=sizes[1])
     assert back.family == "swinv2"
     assert same(back.tensors, v2().tensors)
     assert back.model == v2().model
@@ -86,9 +88,15 @@ def test_the_buffers_show_windows_and_earlier_windows(tmp_path):
     assert load(tmp_path / "x.pth").model == loaded.model
 
 
-def test_mmdetection_has_no_place_for_it(tmp_path):
-    with pytest.raises(ModelError, match="no names for swinv2"):
-        put(v2(window_size=2), tmp_path, "mmdetection", "x")
+def test_timms_name_shows_windows_and_earlier_windows(tmp_path):
+    loaded = v2(pretrained_window_sizes=(3, 3, 3, 1))
+    state = to_layout(loaded.tensors, "timm", "swinv2", shape_of(loaded.model))
+    torch.save({"state_dict": state, "arch": "swinv2_x_window3to4_48to64"}, tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").model == loaded.model
+    torch.save({"state_dict": state}, tmp_path / "y.pth")
+    read = load(tmp_path / "y.pth", image_size=64, window_size=4)
+    assert read.model.pretrained_window_sizes == (0, 0, 0, 0)
+    assert any("earlier training not stated" in note for note in read.notes)
 
 
 def test_a_swin_mlp_stays_with_us(tmp_path):

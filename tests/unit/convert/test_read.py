@@ -248,7 +248,7 @@ FILES = {
     "a plain pickle": (lambda: pickle.dumps({"a": 1}, 2), "pickle"),
     "a list": (lambda: saved([torch.ones(2)]), "got a list"),
     "no tensors": (lambda: saved({"epoch": 3, "name": "swin"}), "expected tensors, got 'epoch'"),
-    "truncated torch": (lambda: saved(tiny_weights())[:5000], "damaged"),
+    "truncated torch": (lambda: saved(tiny_weights())[:5000], "cut off"),
     "truncated safetensors": (lambda: safetensors_bytes()[:-4], "cut off"),
     "a cut header": (lambda: safetensors_bytes()[:20], "cut off"),
     "a view of more than it has": (

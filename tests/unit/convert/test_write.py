@@ -58,13 +58,14 @@ def test_a_labelless_head_and_none_at_all(tmp_path):
     headless = loaded._replace(tensors=bare)
     for target in TARGETS:
         path = place(tmp_path, target, f"headless_{target}")
-        if target == "safetensors":
-            with pytest.raises(ModelError, match="these weights none"):
+        if target == "torchvision":
+            with pytest.raises(ModelError, match="always have a head, these weights none"):
                 put(headless, path, target)
             continue
         read = load(put(headless, path, target), image_size=64)
         assert same(read.tensors, bare), target
         assert not read.has_head
+        assert read.model.num_classes == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -147,6 +148,16 @@ class TestTransformers:
         assert card.data.library_name == "transformers"
         assert card.data.pipeline_tag == "image-classification"
         assert "converted_from" in card.text
+        loaded = tiny_loaded(labels=Labels(None, None))
+        bare = {name: value for name, value in loaded.tensors.items() if "head." not in name}
+        preprocessing = {"image_size": 64, "resize": 74, "mean": [0.1] * 3, "std": [1.0] * 3}
+        headless = loaded._replace(tensors=bare, preprocessing=preprocessing)
+        card = ModelCard.load(put(headless, tmp_path / "encoder", "huggingface") / "README.md")
+        assert card.data.pipeline_tag == "image-feature-extraction"
+        assert f"{sum(value.numel() for value in bare.values()):,}" in card.text
+        assert "mean 0.1, 0.1, 0.1" in card.text
+        said = verify(headless, tmp_path / "encoder", "huggingface")
+        assert "float64 features differ by" in said
 
     def test_verify_compares_both_precisions(self, tmp_path):
         path = put(tiny_loaded(), tmp_path / "hub", "huggingface")

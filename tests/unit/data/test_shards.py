@@ -72,25 +72,38 @@ def test_metadata_is_found_behind_the_image(shard_set):
         assert metadata["wnid"] == shard_set.classes[reader.read(sample_id).label]
 
 
+def metadata_of(folder, samples: dict[str, tuple[str, ...]]) -> list[bytes | None]:
+    """Pack samples with these members, each holding its own name, and read their metadata."""
+    records = []
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for key, extensions in samples.items():
+            for extension in extensions:
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                data = member.name.encode()
+                member.size = len(data)
+                offset = tar.offset + 512
+                tar.addfile(member, io.BytesIO(data))
+                if extension in ("jpg", "png"):
+                    records.append((offset, len(data), 0, zlib.crc32(data), zlib.crc32(data)))
+    index = np.array(records, INDEX_DTYPE)
+    index.tofile(folder / "a.idx")
+    digest = hashlib.sha256(index.tobytes()).hexdigest()
+    reader = ShardReader(folder, [Shard("a.tar", len(samples), 1, "", digest)], 1)
+    numbers = range(len(samples))
+    assert [reader.read(i).key for i in numbers] == list(samples)
+    return [reader.read_metadata(i) for i in numbers]
+
+
 def test_shards_without_metadata_have_none(tmp_path):
     """Written by others: the label behind the image, or nothing."""
-    records = []
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for key, members in {"a": ("jpg", "cls"), "b": ("jpg",), "c": ("jpg", "json")}.items():
-            for extension in members:
-                member = tarfile.TarInfo(f"{key}.{extension}")
-                member.size = 3
-                offset = tar.offset + 512
-                tar.addfile(member, io.BytesIO(b"0x1"))
-                if extension == "jpg":
-                    name = zlib.crc32(member.name.encode())
-                    records.append((offset, 3, 0, name, zlib.crc32(b"0x1")))
-    index = np.array(records, INDEX_DTYPE)
-    index.tofile(tmp_path / "a.idx")
-    digest = hashlib.sha256(index.tobytes()).hexdigest()
-    reader = ShardReader(tmp_path, [Shard("a.tar", 3, 1, "", digest)], 1)
-    assert [reader.read(i).key for i in range(3)] == ["a", "b", "c"]
-    assert [reader.read_metadata(i) for i in range(3)] == [None, None, b"0x1"]
+    samples = {"a": ("jpg", "cls"), "b": ("jpg",), "c": ("jpg", "json"), "d": ("png", "cls")}
+    assert metadata_of(tmp_path, samples) == [None, None, b"c.json", None]
+
+
+def test_metadata_sorted_before_the_image_is_found_too(tmp_path):
+    """Members are sorted by extension, so that a ``.png`` comes last."""
+    samples = {"a": ("cls", "json", "png"), "b": ("cls", "png"), "c": ("json", "png", "txt")}
+    assert metadata_of(tmp_path, samples) == [b"a.json", None, b"c.json"]
 
 
 def test_a_damaged_header_behind_the_image_is_noticed(own_shard_set):

@@ -1,12 +1,11 @@
 import gzip
-import hashlib
 import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
+from raw_sets import build, digests
 
-from data_tools.build import main
 from data_tools.inspect import inspect
 from data_tools.raw_forms import add_file
 from data_tools.raw_forms_1k import ilsvrc, write_image_folder
@@ -84,14 +83,7 @@ FORMS = {
 
 
 def run(source: Path, destination: Path) -> int:
-    arguments = ["--shard-mib", "0.05", "--workers", "1"]
-    return main(["imagenet1k", str(source), str(destination), *arguments])
-
-
-def digests(directory: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
-    }
+    return build("imagenet1k", source, destination)
 
 
 def refusal(source: Path) -> str:

@@ -1,5 +1,4 @@
 import gzip
-import hashlib
 import shutil
 import tarfile
 import zipfile
@@ -7,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from raw_sets import build, digests, write_forms
 
-from data_tools.build import main
 from data_tools.raw_forms_1k import FORMS_1K, ilsvrc
 from data_tools.swin_zip import list_swin_zips
 from pretrain.data.manifest import read_manifest
@@ -20,25 +19,17 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
 def run(source: Path, destination: Path, *options: str) -> int:
-    arguments = ["--shard-mib", "0.05", "--workers", "1", *options]
-    return main(["imagenet1k", str(source), str(destination), *arguments])
+    return build("imagenet1k", source, destination, *options)
 
 
 def shards(directory: Path) -> dict[str, str]:
     """Digests of everything but the manifest, whose readable names not every form knows."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.iterdir()
-        if path.name != "manifest.json"
-    }
+    return digests(directory, without="manifest.json")
 
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("forms")
-    for name, write in FORMS_1K.items():
-        write(root / name, CONTENT)
-    return root
+    return write_forms(tmp_path_factory.mktemp("forms"), FORMS_1K, CONTENT)
 
 
 @pytest.fixture

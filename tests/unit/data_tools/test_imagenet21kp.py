@@ -1,9 +1,9 @@
 import gzip
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
+from raw_sets import build, digests, write_forms
 
 from data_tools.build import main
 from data_tools.raw_forms import write_fall11
@@ -17,22 +17,12 @@ TRAIN, VAL = (CONTENT.folders[f"imagenet21k_{split}"] for split in ("train", "va
 
 
 def run(source: Path, destination: Path, *options: str) -> int:
-    arguments = ["--shard-mib", "0.03", "--workers", "1", *options]
-    return main(["imagenet21kp", str(source), str(destination), *arguments])
-
-
-def contents(directory: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
-    }
+    return build("imagenet21kp", source, destination, "--shard-mib", "0.03", *options)
 
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("forms")
-    for name, write in FORMS_21KP.items():
-        write(root / name, CONTENT)
-    return root
+    return write_forms(tmp_path_factory.mktemp("forms"), FORMS_21KP, CONTENT)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +36,7 @@ def built(forms, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_archive_and_folders_give_the_same_bytes(forms, built, tmp_path, form, workers):
     assert run(forms / form, tmp_path / "set", "--workers", workers) == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
@@ -82,7 +72,7 @@ def test_a_spool_of_other_folders_is_not_used(forms, built, tmp_path):
     list_gzip(forms / "imagenet21k_resized.tar.gz", tmp_path / "spool", ("imagenet21k_val",))
     options = ("--spool", str(tmp_path / "spool"))
     assert run(forms / "imagenet21k_resized.tar.gz", tmp_path / "set", *options) == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
     assert not (tmp_path / "spool").exists()
 
 

@@ -1,5 +1,4 @@
 import gzip
-import hashlib
 import io
 import json
 import signal
@@ -10,11 +9,11 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from raw_sets import build, digests, write_forms
 
 from data_tools import imagenet22k as module
 from data_tools import pack, raw, spool
 from data_tools.archives import Collector, Home, Listing
-from data_tools.build import main
 from data_tools.raw_forms import FORMS_22K, synsets, write_fall11, write_folders, write_tars
 from pretrain.data.manifest import read_manifest
 from pretrain.data.shards import ShardReader
@@ -26,22 +25,12 @@ PICTURES = list(CONTENT[LAST].values())
 
 
 def run(source: Path, destination: Path, *options: str) -> int:
-    arguments = ["--shard-mib", "0.05", "--workers", "1", *options]
-    return main(["imagenet22k", str(source), str(destination), *arguments])
-
-
-def contents(directory: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
-    }
+    return build("imagenet22k", source, destination, *options)
 
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("forms")
-    for name, write in FORMS_22K.items():
-        write(root / name, CONTENT)
-    return root
+    return write_forms(tmp_path_factory.mktemp("forms"), FORMS_22K, CONTENT)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +80,13 @@ def test_the_metadata_names_image_and_class(built):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_every_form_gives_the_same_bytes(forms, built, tmp_path, form, workers):
     assert run(forms / form, tmp_path / "set", "--workers", workers) == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_two_processes_give_the_same_bytes(forms, built, tmp_path):
     assert run(forms / "fall11_whole.tar", tmp_path / "set", "--workers", "2") == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
 
 
 @pytest.mark.parametrize("form", ["fall11_whole.tar", "winter21_whole.tar.gz"])
@@ -125,7 +114,7 @@ def test_an_interrupted_build_continues(forms, built, tmp_path, monkeypatch, for
     monkeypatch.setattr(spool, "_fill_spool", None)  # what was copied is used again
     assert run(forms / form, tmp_path / "set") == 0
     assert len(written) == len(set(written)) == len(read_manifest(built).split("train").shards)
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
@@ -155,7 +144,7 @@ def test_a_killed_build_continues(forms, built, tmp_path):
     killed("pack._write_shard", 3, str(forms / "tars"), str(tmp_path / "set"))
     assert len(list((tmp_path / ".set.partial").glob("*.done"))) == 2
     assert run(forms / "tars", tmp_path / "set") == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
 
 
 def test_a_build_killed_while_it_copies_continues(forms, built, tmp_path, monkeypatch):
@@ -169,7 +158,7 @@ def test_a_build_killed_while_it_copies_continues(forms, built, tmp_path, monkey
         spool, "_write_all", lambda file, data: (opened.append(str(file.name)), file.write(data))
     )
     assert run(archive, tmp_path / "set") == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
     assert min(opened).endswith(f"images-{finished:06d}.spool")
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
@@ -194,7 +183,7 @@ def test_damage_to_finished_work_is_noticed(forms, built, tmp_path, monkeypatch)
     with pytest.raises(DataError, match=r"interrupted build that differs in --seed; repeat"):
         run(forms / "folders", tmp_path / "set", "--seed", "7")
     assert run(forms / "folders", tmp_path / "set") == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
 
 
 def test_the_spool_can_lie_elsewhere(forms, built, tmp_path):
@@ -202,7 +191,7 @@ def test_the_spool_can_lie_elsewhere(forms, built, tmp_path):
     (tmp_path / "scratch" / "thesis.txt").write_text("x")
     options = ("--spool", str(tmp_path / "scratch"))
     assert run(forms / "winter21_whole.tar.gz", tmp_path / "set", *options) == 0
-    assert contents(tmp_path / "set") == contents(built)
+    assert digests(tmp_path / "set") == digests(built)
     assert [entry.name for entry in (tmp_path / "scratch").iterdir()] == ["thesis.txt"]
 
 
@@ -216,7 +205,7 @@ def test_classes_that_are_large_enough_give_validation_images(tmp_path):
     manifest = read_manifest(tmp_path / "tars_set")
     assert manifest.split("validation").samples == 3
     assert manifest.split("train").samples == 33
-    assert contents(tmp_path / "tars_set") == contents(tmp_path / "folders_set")
+    assert digests(tmp_path / "tars_set") == digests(tmp_path / "folders_set")
     for count in ("0", "2"):
         with pytest.raises(DataError, match=r"--eval-per-class: expected at least 1 and at most"):
             run(tmp_path / "tars", tmp_path / "more", "--eval-per-class", count)
@@ -342,7 +331,7 @@ def test_large_members_are_left_out_alike(forms, tmp_path, monkeypatch):
     for form in FORMS_22K:
         assert run(forms / form, tmp_path / form) == 0
         assert (tmp_path / form / "skipped.tsv").read_text().count("larger than") == 2
-    assert len({json.dumps(contents(tmp_path / form), sort_keys=True) for form in FORMS_22K}) == 1
+    assert len({json.dumps(digests(tmp_path / form), sort_keys=True) for form in FORMS_22K}) == 1
 
 
 def test_a_gzip_bomb_in_the_place_of_an_image_is_left_out(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from pretrain.data.manifest import read_manifest
 from pretrain.data.shards import ShardReader
 from pretrain.errors import CheckpointError, ConfigError, DataError, ModelError, PretrainError
 from pretrain.evaluate.__main__ import main
+from pretrain.evaluate.report import print_table
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,12 @@ def test_it_counts_what_plain_arithmetic_finds(case, capsys):
         for pair, images in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
     ]
     output = capsys.readouterr().out
-    assert f"{100 * right / VALIDATION_IMAGES:.2f}" in output
+    share = right / VALIDATION_IMAGES
+    error = (share * (1 - share) / VALIDATION_IMAGES) ** 0.5
+    assert found["top1_standard_error"] == pytest.approx(error)
+    assert re.search(rf" {100 * share:.2f} │ +{100 * error:.2f} │", output)
+    assert "± is the standard error of top-1" in output
+    assert "(raw of step 7, swin_t, 8 classes)" in output
     assert "short side to 36, centre 32x32 cut out (bicubic, antialiased); mean 0.4" in output
 
 
@@ -90,7 +96,9 @@ def test_names_are_the_sets_else_the_models(case):
     ]  # fmt: skip
     page = (case.export.cwd() / "evaluation" / f"{case.export.parent.name}-export.md").read_text()
     assert "model's n00000005" in page
-    assert "| images | of the class | class | taken for |" in page
+    assert "| images | of the class | class | taken for |\n| ---: | ---: | --- | --- |" in page
+    assert f"29 of 29 images, {len(SET_CLASSES)} of {len(SET_CLASSES)} classes" in page
+    assert "\n\n\n" not in page
 
 
 def test_the_whole_head_would_count_otherwise(case):
@@ -102,7 +110,7 @@ def test_the_whole_head_would_count_otherwise(case):
     assert everything / len(rows) != evaluate(case)["sets"][0]["top1_fraction"]
 
 
-def test_real_labels_count_any_right_answer_and_skip_images_without(case, tmp_path):
+def test_real_labels_count_any_right_answer_and_skip_images_without(case, tmp_path, capsys):
     numbers = numbers_of(case)
     order = sorted(SET_CLASSES)
     real = [[], [2], [0, 1]] * 10
@@ -118,6 +126,25 @@ def test_real_labels_count_any_right_answer_and_skip_images_without(case, tmp_pa
     assert found["images"] == len(judged) < VALIDATION_IMAGES
     assert found["top1_fraction"] == pytest.approx(sum(judged) / len(judged), abs=1e-12)
     assert 0 < sum(judged) < len(judged)
+    assert found["labels"] == str(tmp_path / "real.json")
+    assert "│ tiny, ReaL │ validation │" in capsys.readouterr().out
+
+
+def test_a_log_holds_whole_names_and_a_narrow_terminal_whole_numbers(case, monkeypatch, capsys):
+    found = evaluate(case)
+    (one,) = found["sets"]
+    one["edition"], one["images"] = "a set whose name is as long as that of imagenet_v2", 50_000
+    capsys.readouterr()
+    print_table(found)
+    assert one["edition"] in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(found)
+    output = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert {len(line) for line in output.splitlines()} == {80}
+    assert " 50,000 │" in output
+    assert f" {one['loss']:.4f} │" in output
+    assert "…" not in output
 
 
 def test_a_class_the_model_lacks_is_refused_by_its_id_or_left_out(case, tmp_path):

@@ -42,7 +42,7 @@ def published(data: bytes, image_size: int, resize: int | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize(("image_size", "resize"), [(224, 256), (384, None)])
+@pytest.mark.parametrize(("image_size", "resize"), [(224, 256), (256, 292), (384, None)])
 def test_pixels_are_pillows_bicubic(height, width, image_size, resize):
     data = photograph(height, width)
     ours = eval_image(data, image_size, resize).permute(1, 2, 0).numpy().astype(int)

@@ -1,5 +1,6 @@
 """What is shown about a run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,26 @@ def test_a_finished_run_names_what_exists(tmp_path: Path, job: Job) -> None:
         "next: start another run from these weights with init_from=first, or train on your own "
         "images (README.md, Train)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        ({"eval_top1_fraction": None, "probe_top1_fraction": 0.25}, "probe top-1 25.00 %"),
+        (
+            {"eval_top1_fraction": 0.5, "probe_top1_fraction": 0.25},
+            "top-1 50.00 %, probe top-1 25.00 %",
+        ),
+    ],
+)
+def test_a_finished_run_tells_the_accuracy_of_its_probe(
+    tmp_path: Path, job: Job, progress: dict[str, float | None], said: str
+) -> None:
+    run = RunDirectory(tmp_path / "first")
+    run.path.mkdir()
+    run.progress_path.write_text(json.dumps({"state": "done", **progress}))
+    lines = ending(run, Status("done", "done at step 5", job, None))
+    assert lines[2:] == [f"accuracy: {said}"]
 
 
 def test_a_finished_run_suggests_what_starts_from_it_but_not_what_follows_anyway(

@@ -162,6 +162,7 @@ def test_progress_says_where_the_run_stands(run, record):
             "images_per_second": 123.0,
             "loss": 0.2,
             "eval_top1_fraction": 0.75,
+            "probe_top1_fraction": None,
             "eta_seconds": 9.5,
             "last_checkpoint_step": 50,
             "attempt": 2,
@@ -189,9 +190,11 @@ def test_progress_is_throttled_but_news_is_not(run, record, monkeypatch):
 def test_a_resumed_run_remembers_its_accuracy(run, record):
     with record() as recorder:
         recorder.write(20, {"eval/top1_fraction": 0.5})
-        recorder.write(30, {"eval/top1_fraction": 0.6})
+        recorder.write(20, {"eval/probe_top1_fraction": 0.25})
+        recorder.write(30, {"eval/top1_fraction": 0.6, "eval/probe_top1_fraction": 0.3})
     with record(attempt=2, resume_step=20):
         assert run.read_progress()["eval_top1_fraction"] == 0.5
+        assert run.read_progress()["probe_top1_fraction"] == 0.25
 
 
 def test_a_loss_that_is_not_finite_leaves_progress_valid(run, record):

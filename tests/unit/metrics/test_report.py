@@ -98,6 +98,18 @@ def test_the_headline_is_the_run(finished):
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_a_probe_has_its_own_tile_and_table(finished):
+    measured = {"top1_fraction": 0.25, "top5_fraction": 0.5, "loss": 3.5, "images": 40}
+    with LineWriter(finished.metrics_path) as metrics:
+        of_probe = {f"eval/probe_{name}": value for name, value in measured.items()}
+        metrics.append({"step": 200, "time": 2300.0, "attempt": 2, **of_probe})
+    page = parse(report_html(finished, state="done"))
+    assert "probe top-1 25.00% best 25.00%, step 200" in page.text
+    assert "Evaluations of the probe step top-1 top-5 loss images 200 25.00% 50.00%" in page.text
+    assert "top-1 75.00% best 81.25%, step 100" in page.text
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_tables_hold_evaluations_attempts_and_events(finished):
     page = parse(report_html(finished, state="done"))
     assert "100 81.25% 96.00% 0.5000 500" in page.text

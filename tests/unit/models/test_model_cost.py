@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_swin import FAMILIES, tiny_shape
+from tiny_swin import FAMILIES, config, tiny_shape
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config.schema import ModelConfig
 from pretrain.models.cost import (
     activation_bytes_per_image,
     count_forward_macs,
@@ -18,17 +17,6 @@ from pretrain.models.cost import (
 from pretrain.models.masked import MaskedSwin, restoration_loss
 from pretrain.models.swin import Swin
 from pretrain.models.variants import VARIANTS, Shape, masked_shape, shape_of, stage_maps
-
-
-def config(variant="swin_t", image_size=224, window_size=7, num_classes=1000, **overrides):
-    return ModelConfig(
-        variant=variant,
-        image_size=image_size,
-        window_size=window_size,
-        num_classes=num_classes,
-        **overrides,
-    )
-
 
 # Computed from the published architecture; Swin-T's agrees with a published training log.
 GOLDEN_PARAMETERS = {

@@ -3,7 +3,7 @@ import sys
 from typing import get_args
 
 import pytest
-from tiny_swin import tiny_shape
+from tiny_swin import config, tiny_shape
 
 from pretrain.config.schema import ModelConfig
 from pretrain.errors import ConfigError
@@ -16,16 +16,6 @@ from pretrain.models.variants import (
     stage_maps,
     trained_windows,
 )
-
-
-def config(variant="swin_t", image_size=224, window_size=7, num_classes=1000, **overrides):
-    return ModelConfig(
-        variant=variant,
-        image_size=image_size,
-        window_size=window_size,
-        num_classes=num_classes,
-        **overrides,
-    )
 
 
 def test_the_config_offers_every_variant_of_the_table():

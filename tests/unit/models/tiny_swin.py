@@ -1,11 +1,31 @@
-"""A Swin small enough for every test, with weights at which no part of it is idle."""
+"""Configs of published models, and a Swin small enough for every test, no part of it idle."""
+
+from typing import Any
 
 import torch
 
+from pretrain.config.schema import ModelConfig
 from pretrain.models.swin import Swin
 from pretrain.models.variants import NO_WINDOWS, Family, PerStage, Shape
 
 FAMILIES = ("v1", "v2", "mlp")
+
+
+def config(
+    variant: Any = "swin_t",
+    image_size: int = 224,
+    window_size: int = 7,
+    num_classes: int = 1000,
+    **overrides: Any,
+) -> ModelConfig:
+    """A published model, Swin-T at 224 unless told otherwise."""
+    return ModelConfig(
+        variant=variant,
+        image_size=image_size,
+        window_size=window_size,
+        num_classes=num_classes,
+        **overrides,
+    )
 
 
 def tiny_shape(

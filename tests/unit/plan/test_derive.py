@@ -14,11 +14,11 @@ from pretrain.plan.render import render
 from pretrain.plan.resources import resources_of
 
 
-def plan_of(name, overrides=(), manifest=None, free_disk_bytes=10**12):
+def plan_of(name, overrides=(), manifest=None, free_disk_bytes=10**12, probe=None):
     """Plan a shipped config on its own number of 8-GPU nodes."""
     config = load_run(name, overrides, cluster="slurm")
     resources = resources_of(config.cluster, 0)
-    return make_plan(config, manifest, resources, free_disk_bytes=free_disk_bytes)
+    return make_plan(config, manifest, resources, free_disk_bytes=free_disk_bytes, probe=probe)
 
 
 def manifest_of(tmp_path, *, classes, train, validation=50):
@@ -143,6 +143,32 @@ def test_the_manifest_counts_not_the_config(tmp_path):
     plan = plan_of("swin_t_1k", manifest=manifest_of(tmp_path, classes=1000, train=10_300))
     assert plan.steps_per_epoch == 10
     assert (plan.train_samples, plan.eval_samples, plan.shards) == (10_300, 50, 2)
+
+
+PROBE = ["eval.probe.path=/sets/imagenet1k", "eval.probe.every_epochs=4"]
+
+
+def test_a_probe_costs_time_and_is_named(tmp_path):
+    config, without = load_run("swin_l_22k", PROBE), plan_of("swin_l_22k", PROBE)
+    probe = manifest_of(tmp_path, classes=1000, train=10, validation=50_000).split("validation")
+    plan = plan_of("swin_l_22k", PROBE, probe=probe)
+    assert (plan.probe_samples, without.probe_samples) == (50_000, 0)
+    # 23 = 90 / 4 and the end; two operations for each multiply-add.
+    flop = 23 * 50_000 * 2 * plan.forward_macs_per_image
+    assert (plan.cost.exaflop - without.cost.exaflop) * 1e18 == pytest.approx(flop, rel=1e-6)
+    assert plan.cost.hours > without.cost.hours
+    named = "50,000 images of /sets/imagenet1k, split validation, every 4 epochs, 23 times"
+    assert named in render(config, plan)
+    unknown = "/sets/imagenet1k, split validation, every 4 epochs, 23 times; not built, so not in"
+    assert unknown in render(config, without)
+
+
+def test_the_text_says_what_is_evaluated(tmp_path):
+    config = load_run("swin_t_1k")
+    plan = plan_of("swin_t_1k", manifest=manifest_of(tmp_path, classes=1000, train=10_300))
+    assert "50 images of split validation, every epoch, 300 times" in render(config, plan)
+    text = render(load_run("swin_l_22k"), plan_of("swin_l_22k"))
+    assert "none: no held-out split, and no eval.probe" in text
 
 
 def test_data_smaller_than_a_step_is_refused(tmp_path):
