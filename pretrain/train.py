@@ -28,7 +28,9 @@ from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report import write_report
+from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
+from pretrain.plan.memory import compare_with_peak
 from pretrain.recovery import compare_ranks, find_checkpoint, go_back, read_skips
 from pretrain.saving import Saver, open_store
 from pretrain.stop import StopRequest
@@ -119,6 +121,8 @@ def connect(
     objective = objective_of(config)
     if first_step == 0:
         load_initial_weights(job, objective.encoder, recorder)
+    if config.engine.compile:
+        compile_blocks(objective.model)
     engine = Engine(
         objective.model,
         engine=config.engine,
@@ -322,6 +326,9 @@ def finish(parts: Parts) -> None:
         parts.recorder.event("exported", directory=str(job.run.export_dir))
         parts.recorder.sync()
         write_report(job.run, "done")
+    if parts.device.type == "cuda":
+        peak_gib = peak_memory_gib(parts.device)
+        parts.recorder.event("memory", **compare_with_peak(job.plan.memory, peak_gib))
     parts.recorder.progress(job.plan.total_steps, "done")
 
 
