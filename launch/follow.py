@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from launch.alerts import Alerts
 from launch.ledger import Attempt, read_attempts
 from launch.status import Queue, Status, look
 from launch.submit import read_job
@@ -107,6 +108,7 @@ class _Follower:
         self._answered = len(interrupts)
         self._waiting_for = ""
         self._told: dict[int, Attempt] = {item.number: item for item in self._earlier()}
+        self._alerts = Alerts(run.events_path)
         self._state: tuple[Any, ...] = ()
         self._accuracies = _accuracies(run.read_progress() or {})
         self._line_time = 0.0
@@ -116,6 +118,8 @@ class _Follower:
         while True:
             status = look(self._run, self._queue)
             self._tell_attempts()
+            for alert in self._alerts.news():
+                self._say(f"{self._name}: {alert}")
             if not status.is_active:
                 break
             self._tell_progress(status)

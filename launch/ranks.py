@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launch.processes import die_with_parent
-from pretrain.errors import EXIT_BAD_INPUT, EXIT_HUNG, LaunchError
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_HUNG, EXIT_STORAGE, LaunchError
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import is_alive, start_ticks
 
@@ -224,7 +224,8 @@ def describe_exit(code: int) -> str:
         return f"was killed by {name}{hint}"
     if code == EXIT_HUNG:
         return "hung and ended itself; its stacks are beside its log"
-    return f"exited with code {code}"
+    why = " (a disk did not take its checkpoint)" if code == EXIT_STORAGE else ""
+    return f"exited with code {code}{why}"
 
 
 def end_leftovers(ranks: Sequence[tuple[int, int]], *, patience_seconds: float) -> list[int]:

@@ -6,6 +6,8 @@ tensors and JSON text, never as pickles.
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +19,10 @@ import torch.distributed as torch_dist
 from pretrain.errors import PretrainError, RefusedTogetherError
 from pretrain.world import World, meeting_point
 
+_POLL_SECONDS = 0.005
+
 _control: torch_dist.ProcessGroup | None = None
+_timeout: timedelta | None = None
 
 
 def initialize(world: World, device: torch.device, timeout_seconds: int) -> None:
@@ -34,8 +39,8 @@ def initialize(world: World, device: torch.device, timeout_seconds: int) -> None
     Raises:
         LaunchError: several ranks, and the environment does not say where they meet.
     """
-    global _control
-    timeout = timedelta(seconds=timeout_seconds)
+    global _control, _timeout
+    _timeout = timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -93,20 +98,45 @@ def start_max_across_ranks(value: int) -> Callable[[], int]:
     return result
 
 
-def gather_objects(value: Any) -> list[Any]:
+def new_control_group() -> torch_dist.ProcessGroup:
+    """Return another CPU (gloo) group of all ranks, for one thread beside the main one. Every rank.
+
+    With the timeout of the first.
+    """
+    group = torch_dist.new_group(backend="gloo", timeout=_timeout)
+    barrier()  # a rank that died now would leave others waiting for its connection
+    return cast(torch_dist.ProcessGroup, group)
+
+
+def gather_objects(value: Any, *, group: torch_dist.ProcessGroup | None = None) -> list[Any]:
     """Return every rank's JSON-able value, in rank order, on every rank. Every rank.
 
     Values come back as JSON has them: tuples as lists, mapping keys as text.
+
+    Args:
+        value: of this rank.
+        group: one of `new_control_group`, in the thread it was made for; None is the main thread's.
     """
+    chosen = control_group() if group is None else group
     text = json.dumps(value).encode()
-    longest = max_across_ranks(len(text))
+    length = torch.tensor([len(text)], dtype=torch.int64)
+    _finish(torch_dist.all_reduce(length, torch_dist.ReduceOp.MAX, group=chosen, async_op=True))
+    longest = int(length.item())
     # Length first, so that one gather of equal rows carries texts of any length.
     row = torch.zeros(8 + longest, dtype=torch.uint8)
     row[:8] = torch.frombuffer(bytearray(len(text).to_bytes(8, "little")), dtype=torch.uint8)
     row[8 : 8 + len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     rows = [torch.empty_like(row) for _ in range(torch_dist.get_world_size())]
-    torch_dist.all_gather(rows, row, group=control_group())
+    _finish(torch_dist.all_gather(rows, row, group=chosen, async_op=True))
     return [_read_row(bytes(other.numpy())) for other in rows]
+
+
+def _finish(work: torch_dist.Work | None) -> None:
+    """Wait for a collective; in another thread than the main one, in a way that an exit can end."""
+    assert work is not None  # noqa: S101 - for the type checker: only outsiders get None
+    while threading.current_thread() is not threading.main_thread() and not work.is_completed():
+        time.sleep(_POLL_SECONDS)
+    work.wait()
 
 
 def _read_row(row: bytes) -> Any:

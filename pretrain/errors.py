@@ -1,4 +1,4 @@
-"""The errors a user can cause, and how a command reports them: one line, exit code 2."""
+"""The errors a user can cause, and how a command reports them: one line and an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -8,6 +8,8 @@ EXIT_BAD_INPUT = 2
 """Exit code of every command that refuses its input."""
 EXIT_HUNG = 71
 """Exit code of a rank that did not move for longer than its watchdog allows."""
+EXIT_STORAGE = 74
+"""Exit code where a disk did not take what had to be saved: another try may succeed."""
 
 
 class PretrainError(Exception):
@@ -38,6 +40,14 @@ class CheckpointError(PretrainError):
     """Saved state that cannot be written, found or trusted."""
 
 
+class OwnershipError(CheckpointError):
+    """Saved state that another attempt, which has taken the run over, alone may change."""
+
+
+class StorageError(CheckpointError):
+    """A disk that is full, away or read-only: nothing is wrong with what was to be saved."""
+
+
 class LaunchError(PretrainError):
     """A job that cannot be submitted or supervised."""
 
@@ -49,8 +59,9 @@ class RefusedTogetherError(PretrainError):
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a command's ``main`` on the arguments typed and exit with its code.
 
-    A `PretrainError` becomes ``error: …`` on standard error and exit code 2; a closed output pipe
-    (``| head``) ends quietly; Ctrl-C exits 130. Anything else is a defect and keeps its traceback.
+    A `PretrainError` becomes ``error: …`` on standard error and exit code 2, or 74 where it is a
+    `StorageError`; a closed output pipe (``| head``) ends quietly; Ctrl-C exits 130. Anything else
+    is a defect and keeps its traceback.
     """
     try:
         code = main(sys.argv[1:])
@@ -60,7 +71,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     except PretrainError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)  # noqa: T201
-        code = EXIT_BAD_INPUT
+        code = EXIT_STORAGE if isinstance(error, StorageError) else EXIT_BAD_INPUT
     except BrokenPipeError:
         sys.stderr.close()
         code = 0

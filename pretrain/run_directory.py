@@ -42,8 +42,12 @@ MAY_CHANGE = (
     "eval.probe",
     "engine.activation_checkpointing",
     "engine.collective_timeout_seconds",
+    "engine.compile",
+    "engine.layer_norm",
+    "engine.offload",
     "engine.threads_per_rank",
     "engine.zero_stage",
+    "optim.implementation",
 )
 """Sections and fields that may differ between attempts of one run: none changes what is learnt."""
 

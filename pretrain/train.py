@@ -19,7 +19,6 @@ from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, train_batches
 from pretrain.engine.engine import Engine, Values
 from pretrain.engine.schedule import learning_rate
-from pretrain.errors import CheckpointError
 from pretrain.files import replace_text
 from pretrain.finished import export
 from pretrain.guard import Fault, Guard
@@ -29,9 +28,11 @@ from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report import write_report
+from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
+from pretrain.plan.memory import compare_with_peak
 from pretrain.recovery import compare_ranks, find_checkpoint, go_back, read_skips
-from pretrain.run_directory import learning_sha256
+from pretrain.saving import Saver, open_store
 from pretrain.stop import StopRequest
 from pretrain.watchdog import Watchdog
 
@@ -44,11 +45,11 @@ class Parts:
     device: torch.device
     objective: Objective
     engine: Engine
-    store: CheckpointStore
     recorder: Recorder
     clock: Clock
     meter: Meter
     guard: Guard
+    saver: Saver
     watchdog: Watchdog
     stop: StopRequest
     steps_done: int
@@ -70,6 +71,7 @@ def train(job: Job) -> str:
     stop = StopRequest()
     device = torch.device(job.device)
     torch.set_num_threads(job.threads)
+    store = open_store(job)
     reader, refusals = find_checkpoint(job)
     first_step = 0 if reader is None else reader.step
     with (
@@ -89,7 +91,7 @@ def train(job: Job) -> str:
         for refusal in refusals:
             recorder.event("checkpoint_refused", reason=refusal)
         recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
-        parts = connect(job, device, recorder, watchdog, stop, first_step)
+        parts = connect(job, device, store, recorder, watchdog, stop, first_step)
         if reader is not None:
             restore(parts, reader)
         while isinstance(outcome := run_steps(parts), Fault):
@@ -107,6 +109,7 @@ def train(job: Job) -> str:
 def connect(
     job: Job,
     device: torch.device,
+    store: CheckpointStore,
     recorder: Recorder,
     watchdog: Watchdog,
     stop: StopRequest,
@@ -118,6 +121,8 @@ def connect(
     objective = objective_of(config)
     if first_step == 0:
         load_initial_weights(job, objective.encoder, recorder)
+    if config.engine.compile:
+        compile_blocks(objective.model)
     engine = Engine(
         objective.model,
         engine=config.engine,
@@ -131,24 +136,25 @@ def connect(
         average=config.ema,
         loss=objective.loss,
     )
+    meter = Meter()
+    clock = Clock(
+        global_batch=plan.global_batch,
+        total_steps=plan.total_steps,
+        evaluate_every_steps=every_steps(job),
+        save_every_steps=config.checkpoint.every_steps,
+        on_phase=lambda phase: watchdog.enter(phase or "step"),
+    )
+    guard = Guard(config.guard)
     return Parts(
         job=job,
         device=device,
         objective=objective,
         engine=engine,
-        store=CheckpointStore(
-            job.run.checkpoints_dir, world=job.world, keep_last=config.checkpoint.keep_last
-        ),
         recorder=recorder,
-        clock=Clock(
-            global_batch=plan.global_batch,
-            total_steps=plan.total_steps,
-            evaluate_every_steps=every_steps(job),
-            save_every_steps=config.checkpoint.every_steps,
-            on_phase=lambda phase: watchdog.enter(phase or "step"),
-        ),
-        meter=Meter(),
-        guard=Guard(config.guard),
+        clock=clock,
+        meter=meter,
+        guard=guard,
+        saver=Saver(job, store, engine, recorder, clock, meter, guard),
         watchdog=watchdog,
         stop=stop,
         steps_done=first_step,
@@ -169,7 +175,8 @@ def restore(parts: Parts, reader: CheckpointReader) -> None:
 
 def rewind(parts: Parts, fault: Fault) -> None:
     """Go back to a checkpoint from before the fault and leave out the batches around it."""
-    reader, what = go_back(parts.job, parts.store, fault)
+    parts.saver.settle(parts.steps_done)
+    reader, what = go_back(parts.job, parts.saver.store, fault)
     parts.recorder.rewind(reader.step)
     parts.recorder.event("rewound", **what)
     restore(parts, reader)
@@ -187,6 +194,7 @@ def run_steps(parts: Parts) -> str | Fault:
                 result = parts.engine.train_step(micro_batches(parts, stream, step), lr)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)
             parts.steps_done = done = step + 1
+            parts.saver.report(done)
             last = done == plan.total_steps
             if done % config.log.every_steps == 0 or last:
                 fault = record(parts, done, lr)
@@ -197,7 +205,7 @@ def run_steps(parts: Parts) -> str | Fault:
             reason = None if last else parts.stop.agreed()
             if done % config.guard.compare_every_steps == 0:
                 compare_ranks(job, parts.engine.weights_digest(), done)
-            if done % config.checkpoint.every_steps == 0 or last or reason:
+            if parts.saver.is_due(done) or last or reason:
                 save(parts, done, must=last or reason is not None)
             if reason:
                 parts.recorder.event("stop_requested", signal=reason, step=done)
@@ -265,6 +273,8 @@ def rate(parts: Parts, step: int) -> float:
 def record(parts: Parts, done: int, lr: float) -> Fault | None:
     """Write the numbers of the interval that ends after ``done`` steps; say what is wrong there."""
     plan = parts.job.plan
+    if parts.job.world.rank == 0:
+        parts.saver.store.check_owner()
     interval = parts.meter.read()
     values = interval.values | parts.clock.read()
     values["train/learning_rate"] = lr
@@ -293,45 +303,18 @@ def measure_accuracy(parts: Parts, done: int) -> None:
         logits_of = parts.watchdog.alive_at(parts.engine.logits)
         measured = measure(job, done, logits_of, parts.device)
     parts.recorder.write(done, measured.values)
+    parts.saver.note_accuracy(done, measured.values)
     parts.bad_samples += measured.bad
     if dist.max_across_ranks(len(measured.bad)):
         report_bad_samples(parts, done)
 
 
 def save(parts: Parts, done: int, *, must: bool) -> None:
-    """Save the state after ``done`` steps; one that ``must`` be saved is not passed over.
-
-    A periodic save that fails (a full disk) leaves the older checkpoints whole: training goes on
-    and the event says so.
-    """
+    """Save the state after ``done`` steps; one that ``must`` be saved is waited for."""
     parts.recorder.progress(done, "saving")
     if dist.max_across_ranks(len(parts.bad_samples)):
         report_bad_samples(parts, done)
-    parts.recorder.sync()
-    with parts.clock.phase("save"):
-        compare_ranks(parts.job, parts.engine.weights_digest(), done)
-        try:
-            parts.store.save(
-                done,
-                parts.engine.fragments(),
-                shapes=parts.engine.parameter_shapes(),
-                state={
-                    "engine": parts.engine.state(),
-                    "clock": parts.clock.state(),
-                    "meter": parts.meter.state(),
-                    "guard": parts.guard.state(),
-                    "data": parts.job.data_fingerprint,
-                },
-                samples_consumed=done * parts.job.plan.global_batch,
-                config_sha256=learning_sha256(parts.job.config),
-                classes=parts.job.manifest.classes,
-            )
-        except CheckpointError as error:
-            if must:
-                raise
-            parts.recorder.event("checkpoint_failed", step=done, reason=str(error))
-            return
-    parts.recorder.progress(done, "saving", last_checkpoint_step=done)
+    parts.saver.save(done, must=must)
 
 
 def finish(parts: Parts) -> None:
@@ -343,6 +326,9 @@ def finish(parts: Parts) -> None:
         parts.recorder.event("exported", directory=str(job.run.export_dir))
         parts.recorder.sync()
         write_report(job.run, "done")
+    if parts.device.type == "cuda":
+        peak_gib = peak_memory_gib(parts.device)
+        parts.recorder.event("memory", **compare_with_peak(job.plan.memory, peak_gib))
     parts.recorder.progress(job.plan.total_steps, "done")
 
 

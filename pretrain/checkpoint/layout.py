@@ -17,11 +17,13 @@ from typing import Any
 
 from pretrain.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format that is written; older ones are read, newer ones refused."""
+_ADDED_IN = {"attempt": 3, "accuracy_fraction": 3}
+"""Fields that manifests of an older format do not have."""
 MANIFEST_NAME = "manifest.json"
 TEMPORARY_SUFFIX = ".tmp"
-"""Ends the name of a directory that is being written or deleted; never a checkpoint."""
+"""Ended the name of a directory that was being written, before format 3."""
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter: the fp32 weight and AdamW's two moments."""
 AVERAGE = "ema"
@@ -30,6 +32,7 @@ AVERAGE = "ema"
 _DIRECTORY_NAME = re.compile(r"step_(\d{8,18})")
 _FILE_NAME = re.compile(r"rank_\d{5,9}\.safetensors")
 _MANIFEST_BYTES_MAX = 256 * 2**20
+_HEADER_BYTES_MAX = 100 * 10**6  # the safetensors format's own limit
 
 
 def directory_name(step: int) -> str:
@@ -79,6 +82,9 @@ class CheckpointManifest:
         state: counters of the engine and the trainer, JSON values.
         files: files by name.
         format: version of the format.
+        attempt: number of the attempt that owned the directory when it was saved, from 1; 0 where
+            nobody took note (before format 3).
+        accuracy_fraction: top-1 that was measured after this very step, 0 to 1; None without.
     """
 
     step: int
@@ -90,10 +96,15 @@ class CheckpointManifest:
     state: dict[str, Any]
     files: dict[str, SavedFile]
     format: int = FORMAT
+    attempt: int = 0
+    accuracy_fraction: float | None = None
 
     def to_text(self) -> str:
         """Return the manifest file's text, which ends in its own digest."""
         body = asdict(self)
+        for field, version in _ADDED_IN.items():
+            if self.format < version:
+                del body[field]
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         return json.dumps({"manifest": body, "sha256": digest}, indent=1, sort_keys=True) + "\n"
 
@@ -109,6 +120,28 @@ def parse_key(key: str) -> tuple[str, str, int]:
     if kind not in (*KINDS, AVERAGE) or not name or not (start.isascii() and start.isdigit()):
         raise CheckpointError(f"fragment {key!r}: expected kind|parameter name|start")
     return kind, name, int(start)
+
+
+def read_fragments(path: Path) -> dict[str, int]:
+    """Read from a rank's file, without its values, the number of elements by fragment key.
+
+    Raises:
+        CheckpointError: it is not such a file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= _HEADER_BYTES_MAX:
+            raise CheckpointError(f"{path}: not a safetensors file")
+        text = file.read(length)
+    try:
+        return {
+            key: math.prod(entry["shape"])
+            for key, entry in json.loads(text).items()
+            if key != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: its header is damaged") from None
 
 
 def read_manifest(directory: Path) -> CheckpointManifest:

@@ -3,11 +3,9 @@
 Needs no process group, except `newest_valid_for_all`.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,12 @@ from torch import Tensor
 from pretrain import dist
 from pretrain.checkpoint.layout import (
     AVERAGE,
-    CheckpointManifest,
     fragment_index,
     read_manifest,
     step_of,
 )
+from pretrain.checkpoint.soundness import first_damage
 from pretrain.errors import CheckpointError
-
-_DIGEST_THREADS = 4
 
 
 class CheckpointReader:
@@ -134,24 +130,6 @@ class CheckpointReader:
             return self._open[file].get_slice(key)[low:high]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: {key}: cannot be read ({error})") from None
-
-
-def first_damage(directory: Path, manifest: CheckpointManifest) -> str | None:
-    """Read every file of a checkpoint; return what is wrong with the first bad one, or None."""
-
-    def damage(name: str) -> str | None:
-        path = directory / name
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            return f"{path}: cannot be read ({error.strerror})"
-        if digest != manifest.files[name].sha256:
-            return f"{path}: damaged: its content does not match the digest in the manifest"
-        return None
-
-    with ThreadPoolExecutor(_DIGEST_THREADS) as threads:
-        return next((found for found in threads.map(damage, manifest.files) if found), None)
 
 
 def verify(directory: Path) -> CheckpointReader:

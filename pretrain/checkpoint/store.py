@@ -1,40 +1,49 @@
-"""Writes checkpoints: staged by all ranks, synced, digested, committed by one rename, pruned.
+"""The directory of a run's checkpoints, as training sees it: takes a snapshot, writes it, tells.
 
-A crash at any instant leaves the older checkpoints as they were, and at most a ``.tmp`` directory
-that the next save removes. An error of the file system on any rank is known to all of them before
-anything is committed.
+Writing may happen in a thread beside the training one, which then loses no more than the copy of
+the state to host memory. The ranks' threads agree over a process group of their own, so that their
+collectives can neither wait for training's nor hold them up.
 """
 
-import contextlib
-import hashlib
-import os
-import shutil
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from pretrain import dist
-from pretrain.checkpoint.layout import (
-    MANIFEST_NAME,
-    TEMPORARY_SUFFIX,
-    CheckpointManifest,
-    SavedFile,
-    check_coverage,
-    directory_name,
-    file_name,
-    read_manifest,
-    step_of,
-)
-from pretrain.checkpoint.resume import first_damage
+from pretrain.checkpoint.agreement import Agreement
+from pretrain.checkpoint.commit import Commit, Keep, discard
+from pretrain.checkpoint.layout import CheckpointManifest, step_of
+from pretrain.checkpoint.ownership import check_owner, number_of, take_over
+from pretrain.checkpoint.snapshot import Snapshot
 from pretrain.errors import CheckpointError
 from pretrain.files import sync
 from pretrain.world import World
 
-_CHUNK_BYTES = 16 * 2**20
+
+@dataclass(frozen=True)
+class Finished:
+    """How a save ended.
+
+    Attributes:
+        step: optimizer steps taken when the state was copied.
+        directory: the checkpoint.
+        error: why there is none; None where it is on the disk.
+        write_seconds: from the copy to the end of the commit, on this rank.
+        waited_seconds: of which the training thread waited before it could go on to its next save.
+    """
+
+    step: int
+    directory: Path
+    error: CheckpointError | None
+    write_seconds: float
+    waited_seconds: float = 0.0
 
 
 class CheckpointStore:
@@ -42,17 +51,62 @@ class CheckpointStore:
 
     Args:
         directory: holds one directory per checkpoint, on a file system that every rank sees;
-            created by the first save.
+            created by the first save, or by `claim`.
         world: the place of this rank.
         keep_last: newest checkpoints kept, at least 1.
+        keep_best: checkpoints with the highest accuracy kept besides.
+        keep_every_steps: checkpoints at multiples of this step are kept for ever.
+        background: write in a thread what need not be waited for.
     """
 
-    def __init__(self, directory: Path, *, world: World, keep_last: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        world: World,
+        keep_last: int,
+        keep_best: int = 0,
+        keep_every_steps: int | None = None,
+        background: bool = False,
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last: expected at least 1, got {keep_last}")
         self._directory = directory
         self._world = world
-        self._keep_last = keep_last
+        self._keep = Keep(keep_last, keep_best, keep_every_steps)
+        self._snapshot = Snapshot()
+        self._area: str | None = None
+        # Made now: a rank that dies while its peers connect is only noticed by their timeout.
+        self._group = dist.new_control_group() if background else None
+        self._running: Future[Finished] | None = None
+        self._finished: list[Finished] = []
+
+    def claim(self, attempt: int = 1) -> str:
+        """Take the directory over from every attempt before. Every rank.
+
+        Before it looks for the checkpoint to go on from, so that nothing newer can appear.
+
+        Args:
+            attempt: number of this life of the run.
+
+        Returns:
+            Name of this attempt's working directory in it.
+
+        Raises:
+            CheckpointError: it cannot be written, on every rank alike.
+        """
+        agreement = Agreement(self._directory, world=self._world)
+        self._area = area = str(agreement.on_rank_zero(lambda: take_over(self._directory, attempt)))
+        return area
+
+    def check_owner(self) -> None:
+        """Make sure that no other attempt has taken the directory over. Any rank.
+
+        Raises:
+            OwnershipError: one has, and nothing of this attempt's counts any more.
+        """
+        if self._area is not None:
+            check_owner(self._directory, self._area)
 
     def save(
         self,
@@ -64,49 +118,56 @@ class CheckpointStore:
         samples_consumed: int,
         config_sha256: str,
         classes: Sequence[str],
+        accuracy_fraction: float | None = None,
+        wait: bool = True,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> Path:
-        """Save the state after ``step`` optimizer steps. Every rank; returns when it is on disk.
+        """Save the state after ``step`` optimizer steps. Every rank.
 
-        A sound checkpoint of the same step and config is kept as it is. Afterwards rank zero
-        deletes all but the newest ``keep_last`` up to this step.
+        Waits for the save before, if one is still being written. A sound checkpoint of the same
+        step and config is kept as it is. Afterwards rank zero deletes what is not to be kept.
 
         Args:
             step: optimizer steps taken, skipped ones included.
-            fragments: this rank's part, flat fp32 CPU tensors by ``kind|parameter name|start``.
+            fragments: this rank's part, flat tensors by ``kind|parameter name|start``; copied.
             shapes: full shape of every parameter by name.
             state: counters to restore, JSON values; rank zero's are saved.
             samples_consumed: samples trained on so far.
             config_sha256: digest of the run's config.
             classes: ordered WordNet ids of the head's rows.
+            accuracy_fraction: top-1 measured after this very step, 0 to 1.
+            wait: return when it is on the disk. Otherwise, in a store that writes in the
+                background, once the state is copied; `finished` tells how it ended.
+            before_commit: called on rank zero, perhaps in another thread, when all but the commit
+                is done.
 
         Returns:
-            The checkpoint's directory.
+            The checkpoint's directory, which need not exist yet where nobody waited.
 
         Raises:
             CheckpointError: it could not be written, on every rank alike and whichever rank had
-                the problem; older checkpoints are untouched.
+                the problem; older checkpoints are untouched. Not from the background.
         """
-        final = self._directory / directory_name(step)
-        stage = final.with_name(final.name + TEMPORARY_SUFFIX)
-        if self._on_rank_zero(lambda: self._prepare(final, stage, config_sha256)) == "kept":
-            return final
-        try:
-            manifest = CheckpointManifest(
-                step=step,
-                samples_consumed=samples_consumed,
-                world_size=self._world.size,
-                config_sha256=config_sha256,
-                classes=tuple(classes),
-                shapes={name: tuple(shape) for name, shape in shapes.items()},
-                state=dict(state),
-                files=self._write_all(stage, fragments),
-            )
-            self._on_rank_zero(lambda: self._commit(manifest, stage, final))
-        except CheckpointError:
-            if self._world.rank == 0:
-                shutil.rmtree(stage, ignore_errors=True)
-            raise
-        return final
+        self.wait()
+        area = self.claim() if self._area is None else self._area
+        self._snapshot.take(fragments)
+        manifest = CheckpointManifest(
+            step=step,
+            samples_consumed=samples_consumed,
+            world_size=self._world.size,
+            config_sha256=config_sha256,
+            classes=tuple(classes),
+            shapes={name: tuple(shape) for name, shape in shapes.items()},
+            state=dict(state),
+            files={},
+            attempt=number_of(area),
+            accuracy_fraction=accuracy_fraction,
+        )
+        where = self._directory, self._world, area
+        commit = Commit(*where, manifest, self._snapshot, self._keep, before_commit)
+        if wait or self._group is None:
+            return self._carry_out(commit)
+        return self._begin(commit, self._agreement(self._group))
 
     def delete_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, sound or not. Every rank.
@@ -114,133 +175,68 @@ class CheckpointStore:
         Raises:
             CheckpointError: one could not be deleted, on every rank alike.
         """
+        self.wait()
+        area = self.claim() if self._area is None else self._area
 
-        def delete() -> str:
+        def delete() -> None:
             for path in self._directory.iterdir():
                 if (step_of(path.name) or 0) > step:
-                    self._delete(path)
+                    discard(path, self._directory / area)
             sync(self._directory)
-            return ""
 
-        self._on_rank_zero(delete)
+        self._agreement(None).on_rank_zero(delete)
 
-    def _write_all(self, stage: Path, fragments: Mapping[str, Tensor]) -> dict[str, SavedFile]:
-        """Write this rank's file; learn what every rank wrote."""
-        path = stage / file_name(self._world.rank)
-        written = self._agree(lambda: asdict(_write_fragments(path, fragments)))
-        return {file_name(rank): SavedFile(**file) for rank, file in enumerate(written)}
+    def finished(self) -> list[Finished]:
+        """Return how saves ended since the last call; waits for none. Any rank.
 
-    def _on_rank_zero(self, work: Callable[[], str]) -> str:
-        """Run work on rank zero alone; every rank gets its answer, or its error."""
-        return self._agree(work if self._world.rank == 0 else lambda: "")[0]
-
-    def _agree(self, work: Callable[[], Any]) -> list[Any]:
-        """Run work here, then tell everybody; an error of one is raised by all. Every rank."""
-        value, problem = None, ""
-        try:
-            value = work()
-        except CheckpointError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = self._explain(error)
-        outcomes = dist.gather_objects({"value": value, "problem": problem})
-        problems = [
-            f"checkpoint, rank {rank}: {outcome['problem']}"
-            for rank, outcome in enumerate(outcomes)
-            if outcome["problem"]
-        ]
-        if problems:
-            raise CheckpointError("\n".join(problems))
-        return [outcome["value"] for outcome in outcomes]
-
-    def _explain(self, error: OSError) -> str:
-        message = f"{error.filename or self._directory}: cannot be written ({error.strerror})"
-        with contextlib.suppress(OSError):
-            free = shutil.disk_usage(self._directory).free
-            message += f"; {free / 2**20:.0f} MiB are free there"
-        return message + "; older checkpoints are untouched"
-
-    def _prepare(self, final: Path, stage: Path, config_sha256: str) -> str:
-        """Rank zero: clear what dead saves left, make the stage; "kept" if there is no need."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        for leftover in self._directory.glob(f"step_*{TEMPORARY_SUFFIX}"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        if final.is_dir():
-            with contextlib.suppress(CheckpointError):
-                manifest = read_manifest(final)
-                if manifest.config_sha256 == config_sha256 and not first_damage(final, manifest):
-                    return "kept"
-        stage.mkdir()
-        return "staged"
-
-    def _commit(self, manifest: CheckpointManifest, stage: Path, final: Path) -> str:
-        """Rank zero: write the manifest, then make the directory exist under its name."""
-        check_coverage(manifest, final)
-        for name, file in manifest.files.items():
-            path = stage / name
-            if not path.is_file() or path.stat().st_size != file.bytes:
-                raise CheckpointError(
-                    f"{path}: written by another rank but not visible on rank zero; "
-                    "expected a file system that all nodes share"
-                )
-        _write_synced(stage / MANIFEST_NAME, manifest.to_text().encode())
-        sync(stage)
-        if final.exists():  # unsound, or of another config: `_prepare` keeps any other
-            self._delete(final)
-        stage.rename(final)
-        sync(self._directory)
-        self._prune(manifest.step)
-        return ""
-
-    def _prune(self, newest_step: int) -> None:
-        """Delete what is older than the newest ``keep_last`` sound checkpoints up to a step.
-
-        Later ones are of a future that was given up because they were refused; they are replaced
-        when training comes by again. What cannot be deleted is left for the next save.
+        A failed save that was not in the background raised its error and is not told again.
         """
-        paths = [path for path in self._directory.iterdir() if step_of(path.name) is not None]
-        sound = 0
-        for path in sorted(paths, key=lambda path: step_of(path.name) or 0, reverse=True):
-            if (step_of(path.name) or 0) > newest_step:
-                continue
-            if sound >= self._keep_last:
-                with contextlib.suppress(OSError):
-                    self._delete(path)
-            sound += _looks_sound(path)
+        if self._running is not None and self._running.done():
+            self.wait()
+        told, self._finished = self._finished, []
+        return told
 
-    def _delete(self, path: Path) -> None:
-        """Delete a checkpoint so that no half of it ever bears a checkpoint's name."""
-        doomed = path.with_name(f"{path.name}.old{TEMPORARY_SUFFIX}")
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    def _carry_out(self, commit: Commit) -> Path:
+        finished = _run(commit, self._agreement(None))
+        if finished.error is not None:
+            raise finished.error
+        self._finished.append(finished)
+        return commit.final
+
+    def _begin(self, commit: Commit, agreement: Agreement) -> Path:
+        running: Future[Finished] = Future()
+
+        def work() -> None:
+            try:
+                running.set_result(_run(commit, agreement))
+            except BaseException as error:  # noqa: BLE001 - raised again in the training thread
+                running.set_exception(error)
+
+        self._running = running
+        # A daemon: an exit with an error does not wait for a disk, or for ranks that are gone.
+        threading.Thread(target=work, name=f"save {commit.final.name}", daemon=True).start()
+        return commit.final
+
+    def _agreement(self, group: ProcessGroup | None) -> Agreement:
+        return Agreement(self._directory, world=self._world, area=self._area, group=group)
+
+    def wait(self) -> None:
+        """Wait for the save in the background, if there is one. Every rank."""
+        if self._running is None:
+            return
+        began = time.monotonic()
+        running, self._running = self._running, None
+        finished = running.result()
+        waited = time.monotonic() - began
+        self._finished.append(replace(finished, waited_seconds=waited))
 
 
-def _looks_sound(path: Path) -> bool:
+def _run(commit: Commit, agreement: Agreement) -> Finished:
+    began = time.monotonic()
+    error = None
     try:
-        read_manifest(path)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _write_fragments(path: Path, fragments: Mapping[str, Tensor]) -> SavedFile:
-    content = safetensors.torch.save(dict(fragments))
-    _write_synced(path, content)
-    return SavedFile(
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        fragments={key: tensor.numel() for key, tensor in fragments.items()},
-    )
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    view = memoryview(content)
-    try:
-        with path.open("wb", buffering=0) as file:
-            for start in range(0, len(view), _CHUNK_BYTES):
-                chunk = view[start : start + _CHUNK_BYTES]
-                while chunk:
-                    chunk = chunk[file.write(chunk) :]
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        commit.run(agreement)
+    except CheckpointError as problem:
+        error = problem
+    seconds = time.monotonic() - began
+    return Finished(commit.manifest.step, commit.final, error, seconds)

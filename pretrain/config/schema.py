@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pretrain.config.cluster import ClusterConfig
+from pretrain.config.engine import EngineConfig, OptimConfig, check_together
 from pretrain.config.guard import GuardConfig, WatchdogConfig
 from pretrain.config.masking import MaskingConfig
 from pretrain.config.schedule import ScheduleConfig
@@ -163,27 +164,6 @@ class ModelConfig(Section):
     network keeps its unit of distance. 0 takes this model's own windows."""
 
 
-class OptimConfig(Section):
-    """AdamW and what surrounds it."""
-
-    lr: PositiveFloat
-    """Peak learning rate, as applied at ``lr_reference_batch`` (or at any batch, when null)."""
-    lr_reference_batch: PositiveInt | None = None
-    """Linear scaling rule: peak, warm-up start and floor are multiplied by global batch over this;
-    null applies no rule."""
-    weight_decay: NonNegativeFloat = 0.05
-    """Decoupled weight decay of matrices; norms, biases and position tables have none."""
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Factor on the learning rate from each layer of the model to the one below it; the head has
-    the full rate. 1 is the same rate everywhere."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's moment decay rates."""
-    eps: PositiveFloat = 1e-8
-    """AdamW's denominator offset."""
-    clip_grad_norm: NonNegativeFloat = 5.0
-    """Global gradient norm above which gradients are scaled down; 0 does not clip."""
-
-
 class EmaConfig(Section):
     """An average of the weights beside them, which training itself never reads."""
 
@@ -207,35 +187,6 @@ class BatchConfig(Section):
     """Images of one optimizer step over all ranks."""
     micro_size_max: PositiveInt
     """Most images of one forward pass of a rank; the plan takes the largest size that divides."""
-
-
-class EngineConfig(Section):
-    """How the step is computed; none of it changes what is learnt."""
-
-    zero_stage: Literal[1, 2, 3] = 1
-    """DeepSpeed ZeRO stage (0 mishandles non-finite steps and is not offered)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast over fp32 master weights; fp32: everything in fp32."""
-    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Type in which gradients are summed over ranks."""
-    activation_checkpointing: tuple[
-        Literal["none", "full"],
-        Literal["none", "full"],
-        Literal["none", "full"],
-        Literal["none", "full"],
-    ] = ("none", "none", "none", "none")
-    """Per stage of the model: keep activations, or recompute each block in the backward pass."""
-    collective_timeout_seconds: PositiveInt = 1800
-    """Longest wait for another rank before the run fails."""
-    threads_per_rank: PositiveInt | None = None
-    """CPU threads of each rank's tensor operations; null shares the cores among the ranks."""
-
-    @model_validator(mode="after")
-    def check_reduce_dtype(self) -> Self:
-        """Refuse a reduction coarser than the gradients."""
-        if self.precision == "fp32" and self.reduce_dtype == "bf16":
-            raise ValueError("reduce_dtype: bf16 needs precision: bf16, got precision: fp32")
-        return self
 
 
 class ProbeConfig(Section):
@@ -281,8 +232,16 @@ class CheckpointConfig(Section):
 
     every_steps: PositiveInt = 500
     """Steps between saves; the last step is always saved."""
+    background: bool = True
+    """Write beside training, which then waits only for a copy of the state to host memory; the
+    last save and one on a signal are waited for."""
     keep_last: PositiveInt = 3
     """Newest checkpoints kept."""
+    keep_best: NonNegativeInt = 0
+    """Checkpoints with the highest measured accuracy kept besides; where there are to be some,
+    state is also saved after each evaluation."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints at multiples of this step are kept for ever; null keeps none for it."""
 
 
 class LogConfig(Section):
@@ -344,6 +303,12 @@ class RunConfig(Section):
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def check_optimizer(self) -> Self:
+        """Refuse an optimizer that does not work where the engine keeps its state."""
+        check_together(self.optim, self.engine)
+        return self
 
     @model_validator(mode="after")
     def check_masking(self) -> Self:

@@ -11,10 +11,15 @@ import torch.distributed as torch_dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.schema import EmaConfig, EngineConfig, OptimConfig
+from pretrain.config.engine import EngineConfig, OptimConfig
+from pretrain.config.schema import EmaConfig
 from pretrain.dist import control_group, gather_objects
 from pretrain.engine import ema, runtime, shards
 from pretrain.engine.digest import digest
+from pretrain.engine.lamb import Lamb
+from pretrain.engine.loss_scale import LossScale
+from pretrain.engine.nvidia_apex import use_fused_layer_norms
+from pretrain.engine.optimizers import make_optimizer
 from pretrain.engine.param_groups import parameter_groups
 from pretrain.engine.zero_config import zero_config
 from pretrain.errors import EngineError
@@ -65,8 +70,9 @@ class Engine:
 
     Args:
         model: the network, fp32, every parameter trained; it is moved to ``device``.
-        engine: ZeRO stage, precision, and when to give up.
-        optim: AdamW's numbers and the clipping norm; the learning rate comes with each step.
+        engine: ZeRO stage, precision, what is offloaded, and when to give up.
+        optim: the optimizer and its numbers, and the clipping norm; the learning rate comes with
+            each step.
         micro_batch: images of one forward pass on one rank.
         accumulation: micro-batches of one step on one rank.
         device: where this rank computes.
@@ -79,7 +85,7 @@ class Engine:
 
     Raises:
         EngineError: the model has frozen parameters, parameters without a depth where one is
-            needed, or names that cannot be saved.
+            needed, or names that cannot be saved; or what the config asks for is not installed.
     """
 
     def __init__(
@@ -104,24 +110,33 @@ class Engine:
         self._device = device
         self._optimizer_step = 0
         self._skipped_steps = 0
+        self._loss_scale: LossScale | None = None
+        if engine.precision == "fp16":
+            self._loss_scale = LossScale(engine.loss_scale_init, engine.loss_scale_growth_steps)
         self._shapes = _shapes(model)
+        if engine.layer_norm == "apex":
+            use_fused_layer_norms(model)
         parameters = dict(model.to(device).named_parameters())
         groups = parameter_groups(
             parameters, optim.weight_decay, undecayed, optim.layer_decay, depths
         )
         deepspeed = runtime.import_deepspeed(device)
         self._group = runtime.set_collective_group(engine.collective_timeout_seconds)
-        optimizer = torch.optim.AdamW(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
-        )
+        optimizer = make_optimizer(groups, optim)
+        pin_memory = device.type == "cuda"
         self._zero: Any = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=zero_config(engine, optim, micro_batch, accumulation),
+            config=zero_config(engine, optim, micro_batch, accumulation, pin_memory=pin_memory),
         )[0]
+        shards.check_known(self._zero)
+        flats = shards.flats(self._zero)
+        if isinstance(optimizer, Lamb):
+            group = self._group if engine.offload == "none" else control_group()
+            optimizer.attach(shards.pieces(self._zero), flats, group)
         self._ema: ema.Ema | None = None
         if average is not None and average.decay is not None:
-            self._ema = ema.Ema(shards.flats(self._zero), average)
+            self._ema = ema.Ema(flats, average)
 
     def train_step(self, micro_batches: Iterable[tuple[Values, Values]], lr: float) -> StepResult:
         """Take one optimizer step on the mean loss of the global batch. Every rank.
@@ -141,6 +156,8 @@ class Engine:
         """
         for group in self._zero.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
+        if self._loss_scale is not None:
+            shards.set_loss_scale(self._zero, self._loss_scale.scale)
         self._zero.train()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
         drawn = 0
@@ -171,6 +188,8 @@ class Engine:
             )
 
     def _count_step(self, applied: bool) -> None:
+        if self._loss_scale is not None:
+            self._loss_scale.update(applied)
         if applied:
             self._optimizer_step += 1
         else:
@@ -242,8 +261,12 @@ class Engine:
         of that parameter flattened. Kinds are ``master``, ``exp_avg``, ``exp_avg_sq`` and, where
         an average is kept, ``ema``. The ranks' parts together hold every element exactly once.
         """
+        return {key: live.to("cpu", copy=True) for key, live in self.live_fragments().items()}
+
+    def live_fragments(self) -> dict[str, Tensor]:
+        """Return `fragments` uncopied, where training keeps them: the next step changes them."""
         return {
-            f"{kind}|{piece.name}|{piece.start}": self._values(piece, kind).to("cpu", copy=True)
+            f"{kind}|{piece.name}|{piece.start}": self._values(piece, kind)
             for piece in shards.pieces(self._zero)
             for kind in self._kinds()
         }
@@ -254,6 +277,8 @@ class Engine:
         read: Callable[[str, str, int, int], Tensor],
         optimizer_step: int,
         skipped_steps: int = 0,
+        loss_scale: float | None = None,
+        loss_scale_good_steps: int = 0,
         saved_shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         """Replace the state by saved values, of any world size and ZeRO stage. Every rank.
@@ -262,6 +287,8 @@ class Engine:
             read: called as ``read(kind, parameter name, start, count)``, gives flat fp32 [count].
             optimizer_step: steps that were applied before the state was saved.
             skipped_steps: steps that were skipped before the state was saved.
+            loss_scale: fp16's factor on the loss when the state was saved; None starts it anew.
+            loss_scale_good_steps: finite steps since that factor changed.
             saved_shapes: full shape of every saved parameter, to be held against the model's;
                 without it only a saved parameter that is too small is noticed, by ``read``.
 
@@ -278,6 +305,9 @@ class Engine:
         shards.refresh_weights(self._zero)
         self._optimizer_step = optimizer_step
         self._skipped_steps = skipped_steps
+        if self._loss_scale is not None and loss_scale is not None:
+            self._loss_scale.scale = loss_scale
+            self._loss_scale.good_steps = loss_scale_good_steps
 
     def _check_shapes(self, saved: Mapping[str, tuple[int, ...]]) -> None:
         names = sorted(self._shapes.keys() | saved.keys())
@@ -290,12 +320,16 @@ class Engine:
         if wrong:
             raise EngineError("\n".join(wrong))
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """Return the counters `load_fragments` takes back; JSON-able. Any rank."""
-        return {
+        state: dict[str, Any] = {
             "optimizer_step": self._optimizer_step,
             "skipped_steps": self._skipped_steps,
         }
+        if self._loss_scale is not None:
+            state["loss_scale"] = self._loss_scale.scale
+            state["loss_scale_good_steps"] = self._loss_scale.good_steps
+        return state
 
     def full_weights(self, which: Which = "raw") -> dict[str, Tensor]:
         """Return every parameter whole, fp32 on the CPU, on rank zero; {} elsewhere. Every rank.

@@ -20,6 +20,7 @@ def parameter_groups(
     With layer-wise decay there are two groups per layer, the deepest layer's last. A group's
     ``lr_scale`` is what its learning rate is multiplied by: ``layer_decay`` to the power of its
     distance from the deepest layer (ELECTRA, arXiv 2003.10555, section 3; BEiT, arXiv 2106.08254).
+    Its ``parameter_names`` are those of its ``params``; ``decayed`` says which of the two it is.
 
     Args:
         parameters: every parameter of the model by name.
@@ -51,6 +52,8 @@ def parameter_groups(
             groups.append(
                 {
                     "params": [parameters[name] for name in names],
+                    "parameter_names": names,
+                    "decayed": decays,
                     "weight_decay": weight_decay if decays else 0.0,
                     "lr_scale": layer_decay ** (max(layers.values()) - layer),
                     "name": group if layer_decay == 1.0 else f"layer {layer} {group}",

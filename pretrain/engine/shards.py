@@ -1,19 +1,41 @@
-"""Where ZeRO keeps this rank's part of every parameter: the only reader of DeepSpeed's tensors.
+"""Everything private to DeepSpeed that we touch, and nothing else of the project does.
 
-The attributes read here are private to DeepSpeed 0.19.8. A test asserts that the pieces of all
-ranks cover every element of every parameter exactly once in each stage.
+Mostly where ZeRO keeps this rank's part of every parameter. `check_known` compares an engine with
+what is used here before it is used, so that another version of DeepSpeed is refused by name. A test
+asserts that the pieces of all ranks cover every element of every parameter exactly once.
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as torch_dist
 from torch import Tensor
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's running means of the gradient and of its square."""
+from pretrain.engine.optimizers import MOMENTS, adam_state, set_step
+from pretrain.errors import EngineError
+
 KINDS = ("master", *MOMENTS)
 """What is kept of every parameter: its fp32 master weight and the moments."""
+
+WRITTEN_FOR = "0.19.8"
+"""The version of DeepSpeed whose privates these are."""
+OF_PARAMETERS = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_numel", "ds_persist")}
+OF_MAPPINGS = ("param_group_index", "hp_fragment_address", "lp_fragment_address")
+OF_ADDRESSES = ("start", "numel")
+_STAGE_1_2 = ("single_partition_of_fp32_groups", "update_lp_params")
+_STAGE_3 = (
+    "fp32_partitioned_groups_flat",
+    "grad_position",
+    "get_param_id",
+    "persistent_parameters",
+    "_partition_all_parameters",
+    "_reassign_or_swap_out_partitioned_parameters",
+)
+_ANY_STAGE = ("optimizer", "torch_autocast_gradscaler", "override_loss_scale")
+OF_OPTIMIZERS = {1: _ANY_STAGE + _STAGE_1_2, 2: _ANY_STAGE + _STAGE_1_2, 3: _ANY_STAGE + _STAGE_3}
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,31 @@ class Piece:
     count: int
     flat: Tensor
     offset: int
+
+
+def check_known(zero: Any) -> None:
+    """Refuse a DeepSpeed engine that is not built as the one this was written for. Any rank.
+
+    Raises:
+        EngineError: naming what is missing.
+    """
+    stage = zero.zero_optimization_stage()
+    parameters = list(zero.module.parameters())
+    _expect(zero, "the engine", ("data_parallel_group",))
+    _expect(zero.optimizer, f"its optimizer in stage {stage}", OF_OPTIMIZERS[stage])
+    for parameter in parameters:
+        _expect(parameter, f"a parameter in stage {stage}", OF_PARAMETERS[stage])
+    mappings = [value._hp_mapping for value in parameters] if stage != 3 else []
+    for mapping in (mapping for mapping in mappings if mapping is not None):
+        _expect(mapping, "a parameter's mapping", OF_MAPPINGS)
+        for address in (mapping.hp_fragment_address, mapping.lp_fragment_address):
+            _expect(address, "a fragment's address", OF_ADDRESSES)
+
+
+def _expect(thing: object, what: str, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not hasattr(thing, name)]
+    if missing:
+        raise EngineError(_moved(f"{what} has no {', '.join(missing)}"))
 
 
 def pieces(zero: Any) -> list[Piece]:
@@ -72,18 +119,9 @@ def values(zero: Any, piece: Piece, kind: str) -> Tensor:
         piece: one of `pieces`.
         kind: one of `KINDS`.
     """
-    source = piece.flat if kind == "master" else _adam_state(zero, piece.flat)[kind]
+    master = kind == "master"
+    source = piece.flat if master else adam_state(zero.optimizer.optimizer, piece.flat)[kind]
     return source.detach().narrow(0, piece.offset, piece.count)
-
-
-def _adam_state(zero: Any, flat: Tensor) -> dict[str, Tensor]:
-    """Return AdamW's state of a flat, as AdamW's own first step would create it."""
-    state = zero.optimizer.optimizer.state[flat]
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-        for moment in MOMENTS:
-            state[moment] = torch.zeros_like(flat, requires_grad=False)
-    return state
 
 
 def flats(zero: Any) -> list[Tensor]:
@@ -95,9 +133,17 @@ def flats(zero: Any) -> list[Tensor]:
 
 
 def set_optimizer_step(zero: Any, optimizer_step: int) -> None:
-    """Tell AdamW how many steps its moments have seen (its bias correction). Any rank."""
-    for flat in flats(zero):
-        _adam_state(zero, flat)["step"].fill_(optimizer_step)
+    """Tell the optimizer how many steps its moments have seen. Any rank."""
+    set_step(zero.optimizer.optimizer, flats(zero), optimizer_step)
+
+
+def set_loss_scale(zero: Any, scale: float) -> None:
+    """Let the next steps multiply the loss by this, and divide gradients and their norm by it.
+
+    DeepSpeed's own scaler, which would come first, is taken away. Any rank.
+    """
+    zero.optimizer.torch_autocast_gradscaler = None
+    zero.optimizer.override_loss_scale(scale)
 
 
 def refresh_weights(zero: Any) -> None:
@@ -119,3 +165,49 @@ def whole_tensors(zero: Any) -> list[Tensor]:
     if zero.zero_optimization_stage() == 3:
         parameters = [parameter for parameter in parameters if parameter.ds_persist]
     return [*parameters, *zero.module.buffers()]
+
+
+def set_world_group(group: torch_dist.ProcessGroup | None) -> None:
+    """Give DeepSpeed the group that its collectives run in; None lets it make its own. Any rank."""
+    from deepspeed.utils import groups
+
+    if not hasattr(groups, "_WORLD_GROUP"):
+        raise EngineError(_moved("deepspeed.utils.groups has no _WORLD_GROUP"))
+    groups._WORLD_GROUP = group
+
+
+def forbid_extensions(operations: ModuleType) -> None:
+    """Stop a C++ build at start-up (tens of seconds, and an error without a compiler).
+
+    It would be of a shared-memory operation that training never calls. DeepSpeed builds what this
+    table names, so it is left empty.
+
+    Args:
+        operations: ``deepspeed.ops``.
+    """
+    operations.__dict__["__compatible_ops__"] = {}
+
+
+def import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon, as it will itself, without what would compile it.
+
+    We never use that optimizer, but every ZeRO engine imports it, and its ``torch.compile``
+    decorators load Inductor: two seconds of every rank's start.
+    """
+    from deepspeed.runtime import compiler
+
+    if not hasattr(compiler, "compile"):
+        raise EngineError(_moved("deepspeed.runtime.compiler has no compile"))
+    original = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = original
+
+
+def _moved(what: str) -> str:
+    return (
+        f"DeepSpeed {version('deepspeed')}: {what}; pretrain/engine/shards.py was written for "
+        f"{WRITTEN_FOR}: pip install deepspeed=={WRITTEN_FOR}"
+    )

@@ -2,16 +2,22 @@
 
 from typing import Any
 
-from pretrain.config.schema import EngineConfig, OptimConfig
+from pretrain.config.engine import EngineConfig, OptimConfig
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements that are reduced or gathered at once: 200 MB of fp32, enough for full bandwidth."""
 PERSISTENT_ELEMENTS = 10_000
 """Stage 3 keeps smaller parameters whole on every rank: Swin's norms, biases and bias tables."""
+AUTOCAST_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def zero_config(
-    engine: EngineConfig, optim: OptimConfig, micro_batch: int, accumulation: int
+    engine: EngineConfig,
+    optim: OptimConfig,
+    micro_batch: int,
+    accumulation: int,
+    *,
+    pin_memory: bool,
 ) -> dict[str, Any]:
     """Return the dict for ``deepspeed.initialize``, every key that matters written out.
 
@@ -19,12 +25,12 @@ def zero_config(
     relied on where it would change what is computed.
 
     Args:
-        engine: ZeRO stage, precision, reduction type.
-        optim: where gradients are clipped; the optimizer itself is torch's, built by us.
+        engine: ZeRO stage, precision, reduction type, offload.
+        optim: where gradients are clipped; the optimizer itself is built by us.
         micro_batch: images of one forward pass on one rank.
         accumulation: forward passes of one optimizer step on one rank.
+        pin_memory: keep what is offloaded in page-locked memory, which a GPU copies faster.
     """
-    bf16 = engine.precision == "bf16"
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -32,17 +38,17 @@ def zero_config(
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "communication_data_type": None,
-        "zero_allow_untested_optimizer": False,
+        "zero_allow_untested_optimizer": optim.kind == "lamb",  # ours, and tested
         "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": False},
-        # DeepSpeed's own bf16 mode would start the master weights from rounded values.
+        # DeepSpeed's own modes would start the master weights from rounded values.
         "bf16": {"enabled": False},
         "torch_autocast": {
-            "enabled": bf16,
-            "dtype": "bfloat16",
+            "enabled": engine.precision in AUTOCAST_DTYPES,
+            "dtype": AUTOCAST_DTYPES.get(engine.precision, "bfloat16"),
             "lower_precision_safe_modules": _reduced_in_bf16(engine),
         },
-        "zero_optimization": _zero_section(engine),
+        "zero_optimization": _zero_section(engine, pin_memory),
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
         # On by default, and then it waits for the device before every pass and after every step.
@@ -59,7 +65,7 @@ def _reduced_in_bf16(engine: EngineConfig) -> list[str]:
     return []
 
 
-def _zero_section(engine: EngineConfig) -> dict[str, Any]:
+def _zero_section(engine: EngineConfig, pin_memory: bool) -> dict[str, Any]:
     stage_3 = engine.zero_stage == 3
     section = {
         "stage": engine.zero_stage,
@@ -78,11 +84,15 @@ def _zero_section(engine: EngineConfig) -> dict[str, Any]:
     }
     if stage_3:
         section |= {
-            "sub_group_size": 1_000_000_000,
+            "sub_group_size": 10**12,  # one call of the optimizer for each of its groups
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
             "stage3_max_live_parameters": 1_000_000_000,
             "stage3_max_reuse_distance": 1_000_000_000,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
+    if engine.offload != "none":
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": pin_memory}
+    if engine.offload == "optimizer_and_parameters":
+        section["offload_param"] = {"device": "cpu", "pin_memory": pin_memory}
     return section

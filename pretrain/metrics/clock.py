@@ -46,6 +46,7 @@ class Clock:
         self._interval_start = self._mark = now()
         self._seconds: dict[Phase, float] = _no_seconds()
         self._steps = 0
+        self._written = {"wait": 0.0, "write": 0.0}
         self._step_seconds_sum = 0.0
         self._step_weight = 0.0
         self._long_seconds = {"evaluation": 0.0, "save": 0.0}
@@ -82,6 +83,11 @@ class Clock:
                     return
             yield item
 
+    def count_save(self, *, write_seconds: float, wait_seconds: float) -> None:
+        """Count a save that ended, and how much of the time in ``save`` was waiting for it."""
+        self._written["write"] += write_seconds
+        self._written["wait"] += wait_seconds
+
     def read(self) -> dict[str, float]:
         """The ``perf/`` metrics since the last call, which starts the next interval.
 
@@ -94,6 +100,8 @@ class Clock:
         values = {
             "perf/evaluation_seconds": self._seconds["evaluation"],
             "perf/save_seconds": self._seconds["save"],
+            "perf/save_wait_seconds": self._written["wait"],
+            "perf/save_write_seconds": self._written["write"],
         }
         if self._steps:
             values["perf/images_per_second"] = self._steps * self._global_batch / training
@@ -103,6 +111,7 @@ class Clock:
             self._step_weight = STEP_MEMORY * self._step_weight + self._steps
         self._interval_start = self._mark = now
         self._seconds = _no_seconds()
+        self._written = {"wait": 0.0, "write": 0.0}
         self._steps = 0
         return values
 

@@ -67,6 +67,16 @@ METRICS: dict[str, Metric] = {
     "perf/save_seconds": Metric(
         "s", f"rank zero's sum {_INTERVAL}", "Time training waited for a checkpoint."
     ),
+    "perf/save_wait_seconds": Metric(
+        "s",
+        f"rank zero's sum {_INTERVAL}",
+        "The part of perf/save_seconds spent waiting for the save before to end.",
+    ),
+    "perf/save_write_seconds": Metric(
+        "s",
+        f"rank zero's sum over the saves that ended {_INTERVAL}",
+        "Time from the copy of the state to the committed checkpoint, beside training or not.",
+    ),
     "memory/peak_gib": Metric(
         "GiB",
         "maximum over ranks since their start",

@@ -18,7 +18,7 @@ def build(model: ModelConfig, activation_checkpointing: Sequence[str] = ("none",
 
     Args:
         model: the config's section.
-        activation_checkpointing: per stage "none" or "full", see `Swin`.
+        activation_checkpointing: per stage what is computed again, see `Swin`.
 
     Raises:
         ConfigError: as `shape_of`.
@@ -26,6 +26,20 @@ def build(model: ModelConfig, activation_checkpointing: Sequence[str] = ("none",
     swin = Swin(shape_of(model), activation_checkpointing)
     swin.apply(initialize)
     return swin
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
+    """Let torch compile each block of a model in place, at its first pass.
+
+    Blocks, because their shapes repeat: one graph per kind of block, however deep the model.
+
+    Args:
+        model: anything that has `Block`s inside; its state-dict names stay.
+        backend: torch's name; others than the default are for tests.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(backend=backend)
 
 
 def initialize(module: nn.Module) -> None:

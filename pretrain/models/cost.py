@@ -15,8 +15,9 @@ from pretrain.models.variants import (
     stage_maps,
 )
 
-COMPUTE_BYTES = {"bf16": 2, "fp32": 4}
+COMPUTE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a scalar inside a block, per precision."""
+_FP32_BYTES = 4
 
 
 def count_parameters(shape: Shape) -> int:
@@ -92,19 +93,19 @@ def padded_tokens(shape: Shape, stage_map: StageMap, block: int) -> int:
 
 def activation_bytes_per_image(
     shape: Shape,
-    precision: Literal["bf16", "fp32"],
+    precision: Literal["bf16", "fp16", "fp32"],
     activation_checkpointing: Sequence[str] = ("none",) * STAGES,
 ) -> int:
     """Estimate of the bytes that one image's forward pass keeps for its backward pass.
 
-    Counts what torch saves with its memory-efficient attention kernel, and once the largest block
+    Counts what torch saves with its memory-efficient attention kernel, and once the largest part
     that is recomputed, since it is alive during the backward pass. Weights, their low-precision
     copies and the loss of a class are not counted; the loss of hidden pixels is.
 
     Args:
         shape: the model.
-        precision: bf16 is autocast, where the residual stream stays fp32.
-        activation_checkpointing: per stage "none" or "full" (recompute each block).
+        precision: bf16 and fp16 are autocast, where the residual stream stays fp32.
+        activation_checkpointing: per stage what is recomputed, as `Swin` takes it.
     """
     compute = COMPUTE_BYTES[precision]
     maps = stage_maps(shape)
@@ -116,12 +117,22 @@ def activation_bytes_per_image(
         total += shape.image_size**2 * (IMAGE_CHANNELS * 4 + 1)
     largest_recomputed = 0
     for stage, (channels, stage_map) in enumerate(zip(shape.channels, maps, strict=True)):
-        blocks = [_block_bytes(shape, stage, compute, j) for j in range(shape.depths[stage])]
-        if activation_checkpointing[stage] == "full":
-            total += len(blocks) * stage_map.side**2 * channels * 4
-            largest_recomputed = max(largest_recomputed, *blocks)
-        else:
-            total += sum(blocks)
+        stream = stage_map.side**2 * channels * _FP32_BYTES
+        for block in range(shape.depths[stage]):
+            norms, mixing, mlp = _block_bytes(shape, stage, compute, block)
+            match activation_checkpointing[stage]:
+                case "none":
+                    kept, again = norms + mixing + mlp, 0
+                case "selective_attention":
+                    kept, again = norms + mlp, mixing
+                case "selective_mlp":
+                    kept, again = norms + mixing, mlp
+                case "full":
+                    kept, again = stream, norms + mixing + mlp
+                case _:  # full_offload: nothing stays but the input of the block at hand
+                    kept, again = 0, stream + norms + mixing + mlp
+            total += kept
+            largest_recomputed = max(largest_recomputed, again)
         if stage < STAGES - 1:
             # The input of the norm in fp32 and of the reduction; V2's norm comes second.
             joined, normed = 4 * channels, (2 if shape.family == "v2" else 4) * channels
@@ -129,8 +140,28 @@ def activation_bytes_per_image(
     return total + largest_recomputed
 
 
-def _block_bytes(shape: Shape, stage: int, compute: int, block: int) -> int:
-    """What a block saves: the inputs of its norms in fp32, of its products in ``compute`` bytes."""
+def offloaded_bytes_per_image(shape: Shape, activation_checkpointing: Sequence[str]) -> int:
+    """Bytes that one image's forward pass keeps in the host's memory: the inputs of blocks, fp32.
+
+    Args:
+        shape: the model.
+        activation_checkpointing: per stage what is recomputed, as `Swin` takes it.
+    """
+    return sum(
+        depth * stage_map.side**2 * channels * _FP32_BYTES
+        for depth, stage_map, channels, kind in zip(
+            shape.depths,
+            stage_maps(shape),
+            shape.channels,
+            activation_checkpointing,
+            strict=True,
+        )
+        if kind == "full_offload"
+    )
+
+
+def _block_bytes(shape: Shape, stage: int, compute: int, block: int) -> tuple[int, int, int]:
+    """What a block saves for its norms (inputs, fp32), its mixing and its MLP (``compute``)."""
     stage_map, channels = stage_maps(shape)[stage], shape.channels[stage]
     tokens, padded = stage_map.side**2, padded_tokens(shape, stage_map, block)
     shifted = bool(block % 2 and stage_map.shift)
@@ -147,4 +178,4 @@ def _block_bytes(shape: Shape, stage: int, compute: int, block: int) -> int:
     mixing = padded * (copies * channels * compute + statistics)
     mlp = tokens * channels * compute * (1 + 2 * shape.mlp_ratio)
     norms = 3 if shape.extra_norm_every and not (block + 1) % shape.extra_norm_every else 2
-    return norms * tokens * channels * 4 + mixing + mlp
+    return norms * tokens * channels * _FP32_BYTES, mixing, mlp

@@ -14,10 +14,12 @@ The published training let patch merging round it to 16 bits (with fp16's 11-bit
 bf16's 8).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.layers import Mlp, PatchEmbed, PatchMerging
@@ -45,13 +47,21 @@ class Block(nn.Module):
         shape: the network's.
         stage: which of its stages the block is in.
         drop_path: stochastic depth, a fraction.
+        recompute: "selective_attention" or "selective_mlp" compute that branch again in the
+            backward pass; what whole blocks do is the stage's business.
         extra_norm: normalise the residual stream after the block (V2 Huge and Giant).
     """
 
     def __init__(
-        self, shape: Shape, stage: int, drop_path: float, extra_norm: bool = False
+        self,
+        shape: Shape,
+        stage: int,
+        drop_path: float,
+        recompute: str = "none",
+        extra_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         channels, heads = shape.channels[stage], shape.heads[stage]
         window = stage_maps(shape)[stage].window
         self.drop_path = drop_path
@@ -83,14 +93,23 @@ class Block(nn.Module):
             scales: as `draw_scales` makes it.
         """
         mixing_scale, mlp_scale = (None, None) if scales is None else scales
-        if self.post_norm:
-            mixed = self._mix(x, window, shift, mask).to(x.dtype)
-            x = add_branch(x, self.norm1(mixed), mixing_scale)
-            x = add_branch(x, self.norm2(self.mlp(x).to(x.dtype)), mlp_scale)
-        else:
-            x = add_branch(x, self._mix(self.norm1(x), window, shift, mask), mixing_scale)
-            x = add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
+        mixing = partial(self._mixing_branch, window=window, shift=shift, mask=mask)
+        x = add_branch(x, self._run("selective_attention", mixing, x), mixing_scale)
+        x = add_branch(x, self._run("selective_mlp", self._mlp_branch, x), mlp_scale)
         return x if self.norm3 is None else self.norm3(x)
+
+    def _run(self, name: str, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return run_again(branch, x) if self.recompute == name else branch(x)
+
+    def _mixing_branch(self, x: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
+        if self.post_norm:
+            return self.norm1(self._mix(x, window, shift, mask).to(x.dtype))
+        return self._mix(self.norm1(x), window, shift, mask)
+
+    def _mlp_branch(self, x: Tensor) -> Tensor:
+        if self.post_norm:
+            return self.norm2(self.mlp(x).to(x.dtype))
+        return self.mlp(self.norm2(x))
 
     def draw_scales(self, x: Tensor) -> Tensor | None:
         """Stochastic depth (arXiv 1603.09382): 0 or 1/keep for both branches of each image.
@@ -116,6 +135,16 @@ class Block(nn.Module):
         return paste_windows(windows, window, shift, self.attn is not None, height, width)
 
 
+def run_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Compute ``function(x)``, in the backward pass once more instead of keeping what it saves.
+
+    ``function`` draws nothing at random: there is no generator state to copy from the device.
+    """
+    if not torch.is_grad_enabled():
+        return function(x)
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """Residual sum of [B, …] maps, the branch scaled per image by [B, 1, 1, 1] if there is one."""
     return x + branch if scale is None else x + branch * scale
@@ -130,7 +159,7 @@ class Stage(nn.Module):
     mask: Tensor | None
 
     def __init__(
-        self, shape: Shape, stage: int, drop_path: Sequence[float], recompute: bool
+        self, shape: Shape, stage: int, drop_path: Sequence[float], recompute: str
     ) -> None:
         super().__init__()
         side, self.window, self.shift = stage_maps(shape)[stage]
@@ -138,7 +167,7 @@ class Stage(nn.Module):
         self.recompute = recompute
         period = shape.extra_norm_every
         self.blocks = nn.ModuleList(
-            Block(shape, stage, rate, extra_norm=period > 0 and (index + 1) % period == 0)
+            Block(shape, stage, rate, recompute, period > 0 and (index + 1) % period == 0)
             for index, rate in enumerate(drop_path)
         )
         self.downsample = (
@@ -162,13 +191,17 @@ class Stage(nn.Module):
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)  # noqa: S101 - for the type checker
             layout = (window, shift, mask) if index % 2 else (window, 0, None)
-            inputs = (x, *layout, block.draw_scales(x))
-            if self.recompute and torch.is_grad_enabled():
-                # Nothing random inside: no generator state to copy from the device and back.
-                x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(*inputs)
+            x = self._run(partial(_call, block, layout, block.draw_scales(x)), x)
         return x
+
+    def _run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        match self.recompute:
+            case "full":
+                return run_again(block, x)
+            case "full_offload":
+                with save_on_cpu(pin_memory=x.is_cuda):  # of what is kept, which is x alone
+                    return run_again(block, x)
+        return block(x)
 
     def _mask_for(self, x: Tensor, window: int, shift: int) -> Tensor | None:
         """The kept mask where the map is the one trained on, else one made for this map."""
@@ -179,13 +212,22 @@ class Stage(nn.Module):
         return shift_mask(*mask_shape, x.device)
 
 
+def _call(
+    block: Block, layout: tuple[int, int, Tensor | None], scales: Tensor | None, x: Tensor
+) -> Tensor:
+    """A block as a function of the residual stream."""
+    return block(x, *layout, scales)
+
+
 class Swin(nn.Module):
     """The network, of any `Shape`; weights as torch makes them: `build` initialises as the recipe.
 
     Args:
         shape: the network's shape; its image size fixes the windows of each stage.
-        activation_checkpointing: per stage "none", or "full" to recompute each block in the
-            backward pass; results are bit-equal, drop path included.
+        activation_checkpointing: per stage what the backward pass computes again: "none", each
+            block's "selective_attention" or "selective_mlp", or whole blocks, "full";
+            "full_offload" keeps their inputs in the host's memory. Results are bit-equal, drop path
+            included.
     """
 
     def __init__(
@@ -198,7 +240,7 @@ class Swin(nn.Module):
         rates = [shape.drop_path * block / last for block in range(sum(shape.depths))]
         self.layers = nn.ModuleList()
         for stage, depth in enumerate(shape.depths):
-            recompute = activation_checkpointing[stage] == "full"
+            recompute = activation_checkpointing[stage]
             self.layers.append(Stage(shape, stage, rates[:depth], recompute))
             rates = rates[depth:]
         self.norm = nn.LayerNorm(shape.channels[-1])

@@ -58,7 +58,8 @@ class Plan:
         min_lr: learning rate of the end.
         parameters: trainable parameters of the model.
         forward_macs_per_image: multiply-accumulates of one forward pass.
-        memory: bytes per rank by part.
+        memory: bytes per rank by part, on its device.
+        host_memory: bytes per rank by part, in the host's memory for what is offloaded.
         checkpoint_bytes: size of one checkpoint.
         checkpoints_kept: how many are kept.
         free_disk_bytes: free space where the run directory lies.
@@ -92,6 +93,7 @@ class Plan:
     parameters: int
     forward_macs_per_image: int
     memory: dict[str, int]
+    host_memory: dict[str, int]
     checkpoint_bytes: int
     checkpoints_kept: int
     free_disk_bytes: int
@@ -125,12 +127,12 @@ def make_plan(
         probe: the split of ``eval.probe``; None without one, or while it is not built.
 
     Raises:
-        ConfigError: batch, image size, masks, class list or number of samples do not fit.
+        ConfigError: config, data and machines do not suit each other; the message says what would.
     """
-    shape, (train_samples, eval_samples) = _checked_shape(config), _samples(config, manifest)
+    shape = _checked_shape(config, resources.device)
+    train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
-    steps_per_epoch, total_steps = _steps(config, train_samples)
-    lr_scale = _lr_scale(config)
+    (steps_per_epoch, total_steps), lr_scale = _steps(config, train_samples), _lr_scale(config)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
     splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
     evaluated = _evaluated_images(config, eval_samples, probe)
@@ -161,9 +163,9 @@ def make_plan(
         min_lr=_end_lr(config) * lr_scale,
         parameters=parameters,
         forward_macs_per_image=macs,
-        memory=memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
+        **memory_bytes_per_rank(shape, config, micro_batch, resources.world_size),
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
-        checkpoints_kept=config.checkpoint.keep_last,
+        checkpoints_kept=_checkpoints_kept(config, total_steps),
         free_disk_bytes=free_disk_bytes,
         cost=estimate_cost(total_steps * config.batch.global_size, evaluated, macs, resources),
     )
@@ -197,6 +199,24 @@ def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
     return groups * group, groups_per_rank // groups
 
 
+def _check_device(config: RunConfig, device: str) -> None:
+    """Refuse what the device cannot do, or only so slowly that nobody means it."""
+    if device == "cuda":
+        return
+    if config.engine.precision == "fp16":
+        raise ConfigError(
+            "engine.precision: fp16 is for GPUs, and this run has none; give engine.precision=bf16"
+        )
+    for field, value in (
+        ("optim.implementation", config.optim.implementation),
+        ("engine.layer_norm", config.engine.layer_norm),
+    ):
+        if value == "apex":
+            raise ConfigError(
+                f"{field}: NVIDIA apex is for GPUs, and this run has none; give {field}=torch"
+            )
+
+
 def _end_lr(config: RunConfig) -> float:
     schedule = config.schedule
     if schedule.kind == "multistep":
@@ -204,8 +224,9 @@ def _end_lr(config: RunConfig) -> float:
     return schedule.min_lr
 
 
-def _checked_shape(config: RunConfig) -> Shape:
-    """Return the shape of what is trained after checks that need nothing but the config."""
+def _checked_shape(config: RunConfig, device: str) -> Shape:
+    """Return the shape of what is trained after checks that need no data."""
+    _check_device(config, device)
     shape = shape_of(config.model)
     check_image_size(shape)
     if config.masking is not None:
@@ -235,6 +256,13 @@ def _steps(config: RunConfig, train_samples: int) -> tuple[int, int]:
             f"give batch.global_size={_power_of_two(train_samples)} or more data"
         )
     return steps, steps * config.schedule.epochs
+
+
+def _checkpoints_kept(config: RunConfig, total_steps: int) -> int:
+    """Return how many there are at the end, at most."""
+    keep = config.checkpoint
+    periodic = total_steps // keep.keep_every_steps if keep.keep_every_steps else 0
+    return keep.keep_last + keep.keep_best + periodic
 
 
 def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """The plan as text for a terminal."""
 
+from collections.abc import Mapping
+
 from pretrain.config.schema import RunConfig
 from pretrain.plan.derive import Plan, times_evaluated
 
@@ -121,7 +123,9 @@ def _course(config: RunConfig, plan: Plan) -> str:
 def _optimizer(config: RunConfig) -> str:
     """Return what else decides a step."""
     optim, average = config.optim, config.ema
-    parts = [f"AdamW, weight decay {optim.weight_decay:g}"]
+    kind = {"adamw": "AdamW", "lamb": "LAMB"}[optim.kind]
+    by = {"torch": "", "apex": " (apex)", "deepspeed_cpu": " (DeepSpeed, CPU)"}
+    parts = [f"{kind}{by[optim.implementation]}, weight decay {optim.weight_decay:g}"]
     parts.append(f"clipped at {optim.clip_grad_norm:g}" if optim.clip_grad_norm else "not clipped")
     if optim.layer_decay < 1:
         parts.append(f"{optim.layer_decay:g} of the rate per layer down")
@@ -131,14 +135,15 @@ def _optimizer(config: RunConfig) -> str:
 
 
 def _size_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
-    parts = ", ".join(f"{part} {_size(size)}" for part, size in plan.memory.items())
     kept = plan.checkpoints_kept + 1
     needed = plan.checkpoint_bytes * kept
     short = "" if needed <= plan.free_disk_bytes else ": NOT ENOUGH"
     cost = plan.cost
+    host = [("host memory", f"{_parts(plan.host_memory)} (estimate)")] if plan.host_memory else []
     gpu_hours = f", {_number(cost.gpu_hours)} GPU-hours" if cost.gpu_hours else ""
     return [
-        ("memory per rank", f"{_size(sum(plan.memory.values()))}: {parts} (estimate)"),
+        ("memory per rank", f"{_parts(plan.memory)} (estimate)"),
+        *host,
         (
             "checkpoints",
             f"{_size(plan.checkpoint_bytes)} each, every {config.checkpoint.every_steps} steps, "
@@ -151,6 +156,12 @@ def _size_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
             f"{_number(cost.images_per_second)} images/s) if {cost.assumption}",
         ),
     ]
+
+
+def _parts(sizes: Mapping[str, int]) -> str:
+    """Return a sum of bytes, and what it is the sum of."""
+    parts = ", ".join(f"{part} {_size(size)}" for part, size in sizes.items())
+    return f"{_size(sum(sizes.values()))}: {parts}"
 
 
 def _size(size_bytes: int) -> str:

@@ -1,6 +1,7 @@
 """What the ranks of the checkpoint tests do: each function runs in every rank."""
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -12,8 +13,8 @@ from engine_parity import make_engine, mean_losses, train
 from torch import Tensor
 
 from pretrain import dist
-from pretrain.checkpoint import store as store_module
-from pretrain.checkpoint.resume import newest_valid, newest_valid_for_all
+from pretrain.checkpoint import snapshot
+from pretrain.checkpoint.resume import newest_valid, newest_valid_for_all, verify
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.engine.engine import Engine
 from pretrain.errors import CheckpointError
@@ -38,6 +39,12 @@ def restore(engine: Engine, world: World, directory: Path) -> None:
     reader, refusals = newest_valid_for_all(directory, rank=world.rank)
     assert reader is not None, refusals
     engine.load_fragments(reader.read, saved_shapes=reader.shapes, **reader.state)
+
+
+def listed(directory: Path) -> list[str]:
+    """What is there beside the one owner's working directory, and what is left in that."""
+    found = sorted(str(path.relative_to(directory)) for path in directory.rglob("*_*"))
+    return [name for name in found if not re.fullmatch(r"attempt_\w+|step_\d+/.*", name)]
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -103,7 +110,28 @@ def continue_runs(world: World, folder: str, pairs: list[list[Any]]) -> None:
         engine.close()
 
 
-def fake_save(world: World, directory: Path, step: int, *, elements: int = 1000) -> None:
+def continue_to(world: World, folder: str, jobs: list[list[Any]]) -> None:
+    """Resume checkpoints in this world and in given stages, train to a step, save."""
+    accumulation = max(1, 2 // world.size)
+    for source, stage, last, end in jobs:
+        reader = verify(Path(folder) / source)
+        engine = make_engine(world, stage, accumulation=accumulation, clip=1.0, seed=99)
+        engine.load_fragments(reader.read, saved_shapes=reader.shapes, **reader.state)
+        assert covers_once(engine)
+        train(engine, world, range(reader.step, last), accumulation)
+        save(engine, world, Path(folder) / end, last)
+        engine.close()
+
+
+def fake_save(
+    world: World,
+    directory: Path,
+    step: int,
+    *,
+    elements: int = 1000,
+    store: CheckpointStore | None = None,
+    wait: bool = True,
+) -> None:
     """Save two parameters without an engine, one half on each rank."""
     share = elements // world.size
     part = torch.full((share,), float(step))
@@ -113,7 +141,8 @@ def fake_save(world: World, directory: Path, step: int, *, elements: int = 1000)
         for kind in ("master", "exp_avg", "exp_avg_sq")
         for name in ("a.weight", "b.weight")
     }
-    CheckpointStore(directory, world=world, keep_last=1).save(
+    store = store or CheckpointStore(directory, world=world, keep_last=1)
+    store.save(
         step,
         fragments,
         shapes={"a.weight": (elements,), "b.weight": (elements,)},
@@ -121,6 +150,7 @@ def fake_save(world: World, directory: Path, step: int, *, elements: int = 1000)
         samples_consumed=step,
         config_sha256="c" * 64,
         classes=[],
+        wait=wait,
     )
 
 
@@ -138,11 +168,11 @@ def disk_errors(
     except CheckpointError as error:
         message = str(error)
     dist.barrier()
-    left = sorted(path.name for path in directory.iterdir())
+    left = listed(directory)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     dist.barrier()
     fake_save(world, directory, 3, elements=elements)
-    after = sorted(path.name for path in directory.iterdir())
+    after = listed(directory)
     return {"message": message, "left": left, "after": after}
 
 
@@ -203,17 +233,17 @@ def killed_mid_save(world: World, folder: str) -> None:
     fake_save(world, Path(folder), 1)
     if world.rank == 1:
 
-        def die(path: Path, content: bytes) -> None:
-            path.write_bytes(content[: len(content) // 2])
+        def die(path: Path, parts: list[bytes]) -> None:
+            path.write_bytes(parts[0][: len(parts[0]) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
 
-        store_module._write_synced = die
+        snapshot.write_synced = die
     fake_save(world, Path(folder), 2)
 
 
 def save_again(world: World, folder: str, step: int) -> list[str]:
     fake_save(world, Path(folder), step)
-    return sorted(path.name for path in Path(folder).iterdir())
+    return listed(Path(folder))
 
 
 def crash_points(_: World, folder: str, stride: int) -> dict[str, Any]:
@@ -268,7 +298,7 @@ def _check_next_save(directory: Path, newest: int, found: dict[str, Any], point:
         fake_save(World(), directory, newest + 1)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
-    names = sorted(path.name for path in directory.iterdir())
+    names = listed(directory)
     if status != 0 or names != [f"step_{newest + 1:08d}"]:
         found["bad"].append([point, status, names])
 

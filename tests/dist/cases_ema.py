@@ -10,7 +10,8 @@ from tiny import GLOBAL_BATCH, UNDECAYED, UNDECAYED_TABLES, TinyNet, global_batc
 from torch import Tensor
 
 from pretrain.checkpoint.resume import verify
-from pretrain.config.schema import EmaConfig, EngineConfig, OptimConfig
+from pretrain.config.engine import EngineConfig, OptimConfig
+from pretrain.config.schema import EmaConfig
 from pretrain.engine.engine import Engine
 from pretrain.errors import EngineError
 from pretrain.world import World

@@ -1,12 +1,6 @@
 """The engine beside plain torch, and real Swins in it: what the cases of its tests share."""
 
-import contextlib
-import io
-import os
-import sys
-from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +15,9 @@ from tiny import (
 )
 
 from pretrain import dist
-from pretrain.config.schema import EngineConfig, ModelConfig, OptimConfig
+from pretrain.config.engine import EngineConfig, OptimConfig
+from pretrain.config.schema import ModelConfig
 from pretrain.engine.engine import Engine, StepResult
-from pretrain.errors import EngineError
 from pretrain.models.build import build
 from pretrain.world import World
 
@@ -38,13 +32,14 @@ def make_engine(
     accumulation: int = 1,
     clip: float = 0.0,
     seed: int = 0,
+    kind: Literal["adamw", "lamb"] = "adamw",
     **settings: Any,
 ) -> Engine:
     settings = {"precision": "fp32", "collective_timeout_seconds": 60, **settings}
     return Engine(
         TinyNet(seed),
         engine=EngineConfig(zero_stage=stage, **settings),
-        optim=OptimConfig(lr=LR, weight_decay=WEIGHT_DECAY, clip_grad_norm=clip),
+        optim=OptimConfig(kind=kind, lr=LR, weight_decay=WEIGHT_DECAY, clip_grad_norm=clip),
         micro_batch=GLOBAL_BATCH // (world.size * accumulation),
         accumulation=accumulation,
         device=torch.device("cpu"),
@@ -86,7 +81,7 @@ def plain_torch(steps: int, clip: float, bf16_chunks: int = 0) -> dict[str, Any]
                 logits = model(part)
             loss = F.cross_entropy(logits.float(), soft) / chunks
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = LR / (1 + step)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,35 @@ def run_ranks(function: str, size: int, *args: Any, timeout_seconds: float = 120
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
 
 
-def _start(
-    function: str, rank: int, size: int, args: tuple[Any, ...], port: int, folder: Path
-) -> subprocess.Popen[bytes]:
-    environment = {
+@dataclass(frozen=True)
+class Ended:
+    """A single rank that ended well: its result, and all that it and its libraries printed."""
+
+    result: Any
+    stdout: str
+    stderr: str
+
+
+def run_rank_alone(function: str, timeout_seconds: float = 120) -> Ended:
+    """Run ``module:function`` in one rank, its two outputs apart, down to the file descriptors."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "0.json"
+        done = subprocess.run(
+            [sys.executable, str(HERE / "ranks.py"), function, "[]", str(result)],
+            env=_environment(0, 1, _free_port()),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+        if done.returncode:
+            raise RanksFailed(f"{function}\n{done.stdout}{done.stderr}", [done.returncode])
+        return Ended(json.loads(result.read_text()), done.stdout, done.stderr)
+
+
+def _environment(rank: int, size: int, port: int) -> dict[str, str]:
+    return {
         **os.environ,
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
@@ -74,11 +100,16 @@ def _start(
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
     }
+
+
+def _start(
+    function: str, rank: int, size: int, args: tuple[Any, ...], port: int, folder: Path
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(HERE / "ranks.py"), function, json.dumps(args)]
     with (folder / f"{rank}.log").open("wb") as log:
         return subprocess.Popen(
             [*command, str(folder / f"{rank}.json")],
-            env=environment,
+            env=_environment(rank, size, port),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

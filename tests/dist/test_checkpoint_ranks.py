@@ -85,6 +85,38 @@ def test_training_moved_between_save_and_end(runs):
     assert _distance(saved, _end(runs, "world2_fp321_end"))["master"] > 1e-4
 
 
+PAIRS = [(one, other) for one in (1, 2, 3) for other in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def chains(runs) -> dict[str, Any]:
+    """Of each pair of stages: two ranks' step 3, to 4 in one rank, to 5 in four, in two again."""
+    saved = "step_00000003"
+    hops: list[tuple[int, list[list[Any]]]] = [(1, []), (4, []), (2, [])]
+    for one, other in PAIRS:
+        name = f"chain_{one}_{other}"
+        hops[0][1].append([f"world2_fp32{one}/{saved}", other, 4, f"{name}_a"])
+        hops[1][1].append([f"{name}_a/step_00000004", one, 5, f"{name}_b"])
+        hops[2][1].append([f"{name}_b/step_00000005", other, 5, f"{name}_c"])
+    for size, jobs in hops:
+        run_ranks(
+            "cases_checkpoint:continue_to", size, str(runs["folder"]), jobs, timeout_seconds=600
+        )
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_two_ranks_then_one_then_four_then_two(chains, one, other):
+    four, two = _end(chains, f"chain_{one}_{other}_b"), _end(chains, f"chain_{one}_{other}_c")
+    assert (four.manifest.world_size, two.manifest.world_size) == (4, 2)
+    assert set(_distance(four, two).values()) == {0.0}  # loading and saving changes no bit
+    distance = _distance(_end(chains, f"world2_fp32{one}_end"), two)
+    assert distance["master"] < 2e-6
+    assert distance["exp_avg"] < 2e-7
+    assert distance["exp_avg_sq"] < 2e-7
+
+
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory) -> list[dict[str, Any]]:
     return run_ranks("cases_checkpoint:faults", 2, str(tmp_path_factory.mktemp("faults")))
@@ -122,7 +154,7 @@ def test_rank_killed_mid_save_leaves_the_older_one(tmp_path):
         run_ranks("cases_checkpoint:killed_mid_save", 2, str(tmp_path))
     assert failure.value.return_codes[1] == -9
     assert failure.value.return_codes[0] not in (0, None)  # it noticed, and did not hang
-    assert (tmp_path / "step_00000002.tmp").is_dir()
+    assert list(tmp_path.glob("attempt_00000002_*/step_00000002"))
     reader, refusals = newest_valid(tmp_path)
     assert reader is not None
     assert (reader.step, refusals) == (1, [])

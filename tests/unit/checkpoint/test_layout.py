@@ -17,6 +17,8 @@ from pretrain.checkpoint.layout import (
 )
 from pretrain.errors import CheckpointError
 
+NEW_IN_3 = ("attempt", "accuracy_fraction")
+
 
 def test_names():
     assert directory_name(1000) == "step_00001000"
@@ -55,28 +57,32 @@ def _resigned(text: str, **changes) -> str:
 
 
 def test_format_is_fixed(tmp_path):
-    """A change of the format must raise its version: this is version 2, byte for byte."""
+    """A change of the format must raise its version: this is version 3, byte for byte."""
     text = (write_checkpoint(tmp_path, 7) / "manifest.json").read_text()
-    assert FORMAT == 2
+    assert FORMAT == 3
     assert sorted(json.loads(text)["manifest"]) == [
-        "classes", "config_sha256", "files", "format", "samples_consumed", "shapes", "state",
-        "step", "world_size",
+        "accuracy_fraction", "attempt", "classes", "config_sha256", "files", "format",
+        "samples_consumed", "shapes", "state", "step", "world_size",
     ]  # fmt: skip
     assert _resigned(text) == text
 
 
 def test_newer_format_is_refused_by_its_number(tmp_path):
     path = write_checkpoint(tmp_path, 7) / "manifest.json"
-    path.write_text(_resigned(path.read_text(), format=3, invented="later"))
-    with pytest.raises(CheckpointError, match=r"written in format 3.*reads up to 2"):
+    path.write_text(_resigned(path.read_text(), format=4, invented="later"))
+    with pytest.raises(CheckpointError, match=r"written in format 4.*reads up to 3"):
         read_manifest(path.parent)
 
 
-def test_the_format_before_is_read(tmp_path):
-    """Version 1 differs in nothing but that no run had an average."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_formats_are_read(tmp_path, version):
+    """Version 1 knew no average, neither knew attempts and accuracies."""
     path = write_checkpoint(tmp_path, 7) / "manifest.json"
-    path.write_text(_resigned(path.read_text(), format=1))
-    assert read_manifest(path.parent).step == 7
+    body = json.loads(path.read_text())["manifest"]
+    body = {name: value for name, value in body.items() if name not in NEW_IN_3}
+    path.write_text(_resigned(json.dumps({"manifest": body}), format=version))
+    manifest = read_manifest(path.parent)
+    assert (manifest.step, manifest.attempt, manifest.accuracy_fraction) == (7, 0, None)
 
 
 def test_an_average_covers_every_parameter_or_none(tmp_path):

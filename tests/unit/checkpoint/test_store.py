@@ -7,9 +7,10 @@ import torch
 from saved_by_hand import SHAPES, write_checkpoint
 
 from pretrain import dist
+from pretrain.checkpoint import commit
 from pretrain.checkpoint.resume import newest_valid
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, OwnershipError, StorageError
 from pretrain.world import World
 
 
@@ -39,7 +40,10 @@ def save(directory: Path, step: int, *, keep_last: int = 2, drop: str = "") -> P
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    """What there is beside the working directory of the one attempt that owns all."""
+    found = sorted(path.name for path in directory.iterdir())
+    assert sum(name.startswith("attempt_") for name in found) == 1
+    return [name for name in found if not name.startswith("attempt_")]
 
 
 def test_saves_what_the_reader_reads(tmp_path):
@@ -110,3 +114,66 @@ def test_a_file_in_place_of_the_directory(tmp_path):
 def test_keeping_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep_last"):
         CheckpointStore(tmp_path, world=World(), keep_last=0)
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    usage = commit.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(commit.shutil, "disk_usage", lambda _: usage._replace(free=500))
+    with pytest.raises(StorageError) as refusal:
+        save(tmp_path, 2)
+    message = str(refusal.value)
+    assert "a checkpoint needs 0.0 MiB more, 0.0 MiB are free" in message
+    assert "1 older checkpoint is untouched" in message
+    assert "\n" not in message
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def test_the_best_and_every_nth_are_kept(tmp_path):
+    store = CheckpointStore(tmp_path, world=World(), keep_last=1, keep_best=1, keep_every_steps=4)
+    for step, accuracy in enumerate((0.1, 0.7, None, 0.2, 0.6, None, 0.7, 0.3, None), 1):
+        store.save(
+            step, {}, shapes={}, state={}, samples_consumed=0, config_sha256="", classes=[],
+            accuracy_fraction=accuracy,
+        )  # fmt: skip
+    assert names(tmp_path) == ["step_00000004", "step_00000007", "step_00000008", "step_00000009"]
+    reader, _ = newest_valid(tmp_path)
+    assert reader is not None
+    assert reader.manifest.accuracy_fraction is None
+
+
+def test_a_deleted_working_directory_is_not_made_again(tmp_path):
+    """Its absence is how an attempt learns that it was taken over."""
+    store = CheckpointStore(tmp_path, world=World(), keep_last=1)
+    area = tmp_path / store.claim(7)
+    (area / "owner.json").unlink()
+    area.rmdir()
+    with pytest.raises(OwnershipError, match=r"attempt_00000007_\w+: was deleted under this"):
+        store.check_owner()
+    with pytest.raises(OwnershipError, match="was deleted"):
+        store.save(
+            1, {}, shapes={}, state={}, samples_consumed=0, config_sha256="", classes=[]
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_going_back_deletes_what_came_later(tmp_path):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "step_00000003" / "manifest.json").unlink()
+    CheckpointStore(tmp_path, world=World(), keep_last=1).delete_after(1)
+    assert names(tmp_path) == ["step_00000001"]
+    (area,) = tmp_path.glob("attempt_*")
+    assert [path.name for path in area.iterdir()] == ["owner.json"]
+
+
+def test_going_back_waits_for_what_is_being_written(tmp_path):
+    store = CheckpointStore(tmp_path, world=World(), keep_last=3, background=True)
+    for step in (1, 2):
+        store.save(
+            step, {}, shapes={}, state={}, samples_consumed=0, config_sha256="", classes=[],
+            wait=step == 1,
+        )  # fmt: skip
+    store.delete_after(1)
+    assert names(tmp_path) == ["step_00000001"]
+    assert [saved.step for saved in store.finished()] == [1, 2]

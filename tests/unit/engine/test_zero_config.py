@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from pretrain.config.schema import EngineConfig, OptimConfig
+from pretrain.config.engine import EngineConfig, OptimConfig
 from pretrain.engine.zero_config import zero_config
 
 GOLDEN_STAGE_1 = {
@@ -44,8 +44,9 @@ GOLDEN_STAGE_1 = {
 }
 
 
-def make(clip: float = 5.0, **engine):
-    return zero_config(EngineConfig(**engine), OptimConfig(lr=1.0, clip_grad_norm=clip), 64, 2)
+def make(clip: float = 5.0, kind: str = "adamw", pin_memory: bool = False, **engine):
+    optim = OptimConfig(lr=1.0, clip_grad_norm=clip, kind=kind)
+    return zero_config(EngineConfig(**engine), optim, 64, 2, pin_memory=pin_memory)
 
 
 def test_golden_default():
@@ -56,7 +57,7 @@ def test_golden_stage_3():
     expected = GOLDEN_STAGE_1["zero_optimization"] | {
         "stage": 3,
         "overlap_comm": True,
-        "sub_group_size": 1_000_000_000,
+        "sub_group_size": 10**12,
         "stage3_prefetch_bucket_size": 50_000_000,
         "stage3_param_persistence_threshold": 10_000,
         "stage3_max_live_parameters": 1_000_000_000,
@@ -89,3 +90,24 @@ def test_plans_need_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert answer.stdout.split() == ["False", "False"]
+
+
+def test_fp16_is_autocast_over_fp32_weights():
+    found = make(precision="fp16")
+    assert found["torch_autocast"]["dtype"] == "float16"
+    assert found["torch_autocast"]["lower_precision_safe_modules"] == []
+    assert not found["fp16"]["enabled"]
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_offload_goes_to_the_hosts_memory(pinned):
+    place = {"device": "cpu", "pin_memory": pinned}
+    section = make(offload="optimizer", pin_memory=pinned)["zero_optimization"]
+    assert section["offload_optimizer"] == place
+    assert "offload_param" not in section
+    both = make(offload="optimizer_and_parameters", zero_stage=3, pin_memory=pinned)
+    assert both["zero_optimization"]["offload_param"] == place
+
+
+def test_only_our_own_optimizer_is_vouched_for():
+    assert make(kind="lamb")["zero_allow_untested_optimizer"]

@@ -73,7 +73,21 @@ def test_each_interval_starts_anew(now):
     clock.read()
     step(clock, now, data=0, compute=10)
     assert clock.read()["perf/step_seconds"] == pytest.approx(10)
-    assert set(clock.read()) == {"perf/evaluation_seconds", "perf/save_seconds"}
+    assert clock.read() == {
+        "perf/evaluation_seconds": 0,
+        "perf/save_seconds": 0,
+        "perf/save_wait_seconds": 0,
+        "perf/save_write_seconds": 0,
+    }
+
+
+def test_saves_that_ended_are_counted_once(now):
+    clock = make(now)
+    clock.count_save(write_seconds=5, wait_seconds=0)
+    clock.count_save(write_seconds=7, wait_seconds=2)
+    first, second = clock.read(), clock.read()
+    assert (first["perf/save_write_seconds"], first["perf/save_wait_seconds"]) == (12, 2)
+    assert (second["perf/save_write_seconds"], second["perf/save_wait_seconds"]) == (0, 0)
 
 
 def test_a_step_that_raises_is_no_step(now):

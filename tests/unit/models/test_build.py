@@ -1,9 +1,12 @@
 import pytest
 import torch
+from tiny_swin import tiny_shape
+from torch import nn
 
 from pretrain.config.schema import ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.models.build import build
+from pretrain.models.build import build, compile_blocks
+from pretrain.models.swin import Block, Swin
 
 MODEL = ModelConfig(
     variant="swin_t", image_size=64, window_size=4, num_classes=50, embed_dim=48, heads=(3, 3, 6, 6)
@@ -42,7 +45,7 @@ def test_weights_are_initialised_as_the_recipe():
 def test_the_config_reaches_the_network():
     model = build(MODEL.model_copy(update={"drop_path": 0.3}), ("none", "full", "none", "full"))
     assert model.shape.drop_path == 0.3
-    assert [stage.recompute for stage in model.layers] == [False, True, False, True]
+    assert [stage.recompute for stage in model.layers] == ["none", "full", "none", "full"]
     assert model.head.weight.shape == (50, 8 * 48)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -74,3 +77,15 @@ def test_a_new_v2_network_passes_the_residual_stream_through_its_blocks():
     model = build(MODEL.model_copy(update={"variant": "swinv2_t"}))
     block, x = model.layers[0].blocks[0], torch.randn(1, 16, 16, 48)
     assert torch.equal(block(x, 4, 0, None, None), x)
+
+
+def test_every_block_is_compiled_and_nothing_else(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, backend: compiled.append((type(self), backend))
+    )
+    model = nn.Sequential(Swin(tiny_shape()))
+    names = list(model.state_dict())
+    compile_blocks(model)
+    assert compiled == [(Block, "inductor")] * 8
+    assert list(model.state_dict()) == names

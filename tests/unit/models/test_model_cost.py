@@ -201,12 +201,20 @@ def masked_forward(shape: Shape, recompute: str) -> Callable[[Tensor], Tensor]:
         ("swin_t", "bf16", "none", False),
         ("swin_t", "bf16", "none", True),
         ("swin_t", "bf16", "full", False),
+        ("swin_t", "bf16", "selective_attention", False),
+        ("swin_t", "bf16", "selective_mlp", False),
         ("swin_t", "fp32", "none", False),
         ("swinv2_t", "bf16", "none", False),
         ("swin_mlp_t_c24", "bf16", "none", False),
         pytest.param("swin_t", "fp32", "full", False, marks=pytest.mark.slow),
         pytest.param("swin_t", "fp32", "full", True, marks=pytest.mark.slow),
         pytest.param("swinv2_t", "bf16", "full", False, marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "bf16", "selective_attention", False, marks=pytest.mark.slow),
+        pytest.param("swinv2_t", "bf16", "selective_mlp", False, marks=pytest.mark.slow),
+        pytest.param(
+            "swin_mlp_t_c24", "bf16", "selective_attention", False, marks=pytest.mark.slow
+        ),
+        pytest.param("swin_t", "fp32", "selective_mlp", False, marks=pytest.mark.slow),
         pytest.param("swinv2_t", "fp32", "none", False, marks=pytest.mark.slow),
         pytest.param("swin_mlp_t_c24", "bf16", "full", False, marks=pytest.mark.slow),
         pytest.param("swin_mlp_t_c24", "fp32", "none", False, marks=pytest.mark.slow),
@@ -232,8 +240,27 @@ def test_activation_estimate_is_what_a_forward_pass_keeps(
     one, three = (kept_bytes(forward, torch.zeros(n, 3, 128, 128), precision) for n in (1, 3))
     measured = (three - one) / 2
     estimate = activation_bytes_per_image(shape, precision, (recompute,) * 4)
-    if recompute == "full":  # beside what is kept, the estimate holds one recomputed block
-        deeper, deepest = (replace(shape, depths=(depth, 2, 6, 2)) for depth in (3, 4))
-        estimate += activation_bytes_per_image(deeper, precision)
-        estimate -= activation_bytes_per_image(deepest, precision)
+    # Beside what is kept, the estimate holds one recomputed part: what one more block of the first
+    # stage keeps in addition when nothing is recomputed.
+    if recompute != "none":
+        estimate -= block_bytes(shape, precision, "none") - block_bytes(shape, precision, recompute)
+    if recompute == "full":
+        estimate -= block_bytes(shape, precision, recompute)
     assert measured == pytest.approx(estimate, rel=0.02)
+
+
+def block_bytes(shape: Shape, precision: str, recompute: str) -> int:
+    """What the estimate grows by with a shifted block of the first stage."""
+    deeper, deepest = (replace(shape, depths=(depth, 2, 6, 2)) for depth in (3, 4))
+    kinds = (recompute,) * 4
+    more = activation_bytes_per_image(deepest, precision, kinds)
+    return more - activation_bytes_per_image(deeper, precision, kinds)
+
+
+@pytest.mark.parametrize("model", [config("swin_l"), config("swinv2_b", 256, 16)], ids=str)
+def test_what_is_recomputed_orders_the_estimates(model):
+    shape = shape_of(model)
+    kinds = ("none", "selective_attention", "selective_mlp", "full", "full_offload")
+    sizes = [activation_bytes_per_image(shape, "bf16", (kind,) * 4) for kind in kinds]
+    assert max(sizes[1], sizes[2]) < sizes[0]
+    assert sizes[4] < sizes[3] < min(sizes[1], sizes[2])

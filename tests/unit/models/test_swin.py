@@ -200,7 +200,16 @@ def test_images_do_not_affect_each_other(family):
 
 
 @pytest.mark.parametrize("autocast", [{}, {"bf16": True}], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("stages", [RECOMPUTE_ALL, ("none", "full", "none", "full")], ids=str)
+@pytest.mark.parametrize(
+    "stages",
+    [
+        RECOMPUTE_ALL,
+        ("none", "full", "none", "full"),
+        ("selective_mlp", "full_offload", "selective_attention", "none"),
+        ("selective_attention", "selective_mlp", "full", "full_offload"),
+    ],
+    ids=str,
+)
 @every_family
 def test_recomputed_activations_change_no_bit(stages, autocast, family):
     shape = tiny_shape(drop_path=0.5, family=family)
@@ -223,6 +232,46 @@ def test_recomputing_keeps_only_the_blocks_inputs():
             model(images())
         kept[stages] = len(saved)
     assert kept[RECOMPUTE_ALL] * 4 < kept[("none",) * 4]
+
+
+def test_each_kind_of_recomputing_calls_again_what_it_names():
+    called: dict[str, int] = {}
+
+    def counting(name):
+        return lambda *_: called.__setitem__(name, called.get(name, 0) + 1)
+
+    for stages in ("none", "selective_attention", "selective_mlp", "full", "full_offload"):
+        model = Swin(tiny_shape(), (stages,) * 4)
+        block = model.layers[0].blocks[0]
+        block.attn.qkv.register_forward_hook(counting(f"{stages} attention"))
+        block.mlp.fc1.register_forward_hook(counting(f"{stages} mlp"))
+        model(images()).sum().backward()
+        with torch.no_grad():
+            model(images())  # evaluation recomputes nothing
+    assert called == {
+        "none attention": 2, "none mlp": 2,
+        "selective_attention attention": 3, "selective_attention mlp": 2,
+        "selective_mlp attention": 2, "selective_mlp mlp": 3,
+        "full attention": 3, "full mlp": 3,
+        "full_offload attention": 3, "full_offload mlp": 3,
+    }  # fmt: skip
+
+
+def test_offloading_keeps_copies_of_the_blocks_inputs_only(monkeypatch):
+    from pretrain.models import swin
+
+    original, copied = swin.save_on_cpu, []
+
+    class Watched(original):
+        def __init__(self, pin_memory):
+            super().__init__(pin_memory)
+            pack = self.pack_hook
+            self.pack_hook = lambda tensor: copied.append(tuple(tensor.shape)) or pack(tensor)
+
+    monkeypatch.setattr(swin, "save_on_cpu", Watched)
+    Swin(tiny_shape(drop_path=0.5), ("full_offload", "none", "none", "full"))(images())
+    count, side = len(images()), 16
+    assert copied == [(count, side, side, 12)] * 2
 
 
 def test_drop_path_rises_linearly_to_its_rate():

@@ -9,6 +9,7 @@ from pretrain.data.manifest import Manifest, Shard, Split
 from pretrain.errors import ConfigError
 from pretrain.models.variants import VARIANTS
 from pretrain.plan.derive import make_plan, split_batch
+from pretrain.plan.memory import compare_with_peak
 from pretrain.plan.render import render
 from pretrain.plan.resources import resources_of
 
@@ -191,6 +192,49 @@ def test_zero_stages_divide_what_they_should():
     assert two["parameters"] == one["parameters"] > three["parameters"]
     kept = plan_of("swin_l_22k", ["engine.activation_checkpointing=[full,full,full,full]"]).memory
     assert kept["activations"] < one["activations"] / 3
+
+
+def test_offload_moves_what_it_says_to_the_host():
+    kept = plan_of("swin_l_22k", ["ema.decay=0.999"])
+    assert kept.host_memory == {}
+    moved = plan_of("swin_l_22k", ["ema.decay=0.999", "engine.offload=optimizer"])
+    share = 4 * -(-228_565_093 // 32)
+    assert moved.host_memory == {
+        "master weights": share,
+        "moments": 2 * share,
+        "average of weights": share,
+        "gradients": share,
+    }
+    assert sum(kept.memory.values()) - sum(moved.memory.values()) == 4 * share
+    overrides = ["engine.zero_stage=3", "engine.offload=optimizer_and_parameters"]
+    both = plan_of("swin_l_22k", overrides)
+    assert both.host_memory["parameters"] == share
+    assert "parameters" not in both.memory
+    overrides = ["engine.activation_checkpointing=[full_offload,none,none,none]"]
+    first = plan_of("swin_l_22k", overrides)
+    assert first.host_memory == {"activations": 64 * 2 * 56 * 56 * 192 * 4}
+    assert "host memory" in render(load_run("swin_l_22k", overrides), first)
+    assert "host memory" not in render(load_run("swin_l_22k"), plan_of("swin_l_22k"))
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("engine.precision=fp16", "give engine.precision=bf16"),
+        ("optim.implementation=apex", "give optim.implementation=torch"),
+        ("engine.layer_norm=apex", "give engine.layer_norm=torch"),
+    ],
+)
+def test_what_only_a_gpu_does_is_refused_without_one(override, instead):
+    plan_of("swin_l_22k", [override])
+    with pytest.raises(ConfigError, match=instead):
+        plan_of("swin_l_22k", [override, "cluster.device=cpu"])
+
+
+def test_the_estimate_is_held_against_the_peak():
+    estimate = {"parameters": 2**30, "activations": 3 * 2**30}
+    found = compare_with_peak(estimate, 5.0)
+    assert found == {"estimated_gib": 4.0, "peak_gib": 5.0, "gap_fraction": 0.25}
 
 
 def test_the_text_says_every_number_a_person_asks_for():
