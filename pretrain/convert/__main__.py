@@ -40,10 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     from pretrain import dist
 
     dist.initialize(world, torch.device("cpu"), _TIMEOUT_SECONDS)
-    with dist.refusing_together():
-        if world.rank == 0:
-            _convert(options)
-    dist.shutdown()
+    try:
+        with dist.refusing_together():
+            if world.rank == 0:
+                _convert(options)
+    finally:
+        dist.shutdown()  # or the threads of the groups may abort a process that ends
     return 0
 
 

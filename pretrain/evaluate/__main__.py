@@ -66,10 +66,12 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(max(1, _cores() // world.local_size))
     # Nothing but counts passes between the ranks, whatever computes them.
     dist.initialize(world, torch.device("cpu"), TIMEOUT_SECONDS)
-    dist.agree(refusal)
-    assert checked is not None  # noqa: S101 - for the type checker: a refusal left above
-    _evaluate(options, world, checked)
-    dist.shutdown()
+    try:
+        dist.agree(refusal)
+        assert checked is not None  # noqa: S101 - for the type checker: a refusal left above
+        _evaluate(options, world, checked)
+    finally:
+        dist.shutdown()  # or the threads of the groups may abort a process that ends
     return 0
 
 
