@@ -7,6 +7,7 @@ whoever opens a file to append first removes it.
 import json
 import math
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,30 +107,56 @@ def cut_torn_end(path: Path) -> None:
 
 
 class LineWriter:
-    """Appends objects to a file, one line each, every line handed to the system whole."""
+    """Appends objects to a file, one line each.
+
+    What the disk does not take is kept in memory, in order, and tried again with the next line: a
+    full disk must not end a run whose checkpoints may lie elsewhere. Safe to use from two threads.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
+        self._pending = b""
+        self._lock = threading.Lock()
 
-    def append(self, value: Mapping[str, object]) -> None:
-        """Append one object.
+    def append(self, value: Mapping[str, object]) -> OSError | None:
+        """Append one object; return why not everything appended is with the system yet."""
+        line = json.dumps(plain(value), allow_nan=False, ensure_ascii=False).encode()
+        with self._lock:
+            self._pending += line + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            return error
+        return None
 
-        Raises:
-            OSError: the line was not written whole, as on a full disk.
-        """
-        line = json.dumps(plain(value), allow_nan=False, ensure_ascii=False).encode() + b"\n"
-        if self._file.write(line) != len(line):
-            raise OSError(f"{self._file.name}: a line was written in part; the disk may be full")
+    def _write(self) -> None:
+        with self._lock:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
 
     def sync(self) -> None:
-        """Wait until everything appended is on the disk."""
-        os.fsync(self._file.fileno())
+        """Wait until everything appended is on the disk.
+
+        Raises:
+            OSError: it is not.
+        """
+        try:
+            self._write()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def close(self) -> None:
-        """Sync and close; closing again does nothing."""
+        """Sync and close; closing again does nothing.
+
+        Raises:
+            OSError: not everything is on the disk.
+        """
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """The record of a run: metrics.jsonl, events.jsonl, progress.json, the rank log, the mirror."""
 
+import contextlib
 import json
 import sys
 import time
@@ -41,8 +42,11 @@ class Recorder:
         total_steps: steps of the whole run.
         steps_per_epoch: steps in one pass over the data; need not be whole.
 
+    A disk that takes no more ends nothing: lines wait in memory, and one line says so. Only `sync`
+    insists.
+
     Raises:
-        OSError: the record cannot be written (full disk, no permission); also from every method.
+        OSError: the record cannot be opened (full disk, no permission).
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Recorder:
         self._latest: dict[str, float] = {}
         self._last_step = resume_step
         self._recorded: set[str] = set()
+        self._waiting = False
         self._mirror: WandbMirror | None = None
         if self._writes:
             self._open(resume_step)
@@ -135,7 +140,7 @@ class Recorder:
             return
         self._recorded.update(fresh)
         stamp = {"step": step, "time": round(time.time(), 3), "attempt": self._attempt}
-        self._metrics.append({**stamp, **fresh})
+        self._append(self._metrics, {**stamp, **fresh})
         self._latest.update(fresh)
         self._eta_seconds = eta_seconds if eta_seconds is not None else self._eta_seconds
         self._print(
@@ -160,7 +165,7 @@ class Recorder:
         if not self._writes:
             return
         stamp = {"time": round(time.time(), 3), "attempt": self._attempt, "event": kind}
-        self._events.append({**stamp, **fields})
+        self._append(self._events, {**stamp, **fields})
         self._print(console.event_line(kind, fields))
 
     def progress(
@@ -191,7 +196,10 @@ class Recorder:
         if not news and now - self._progress_time < PROGRESS_SECONDS:
             return
         self._progress_time = now
-        replace_text(self._run.progress_path, json.dumps(plain(self._standing(step))) + "\n")
+        standing = json.dumps(plain(self._standing(step))) + "\n"
+        # Whoever follows the run sees an old one; the next may find room again.
+        with contextlib.suppress(OSError):
+            replace_text(self._run.progress_path, standing)
 
     def _standing(self, step: int) -> dict[str, object]:
         return {
@@ -221,7 +229,11 @@ class Recorder:
         self._open(step)
 
     def sync(self) -> None:
-        """Wait until the record is on the disk; call it before a checkpoint that implies it."""
+        """Wait until the record is on the disk; call it before a checkpoint that implies it.
+
+        Raises:
+            OSError: it is not.
+        """
         if self._writes:
             self._metrics.sync()
             self._events.sync()
@@ -233,13 +245,24 @@ class Recorder:
         self._close_files()
         self._writes = False
 
+    def _append(self, writer: LineWriter, value: Mapping[str, object]) -> None:
+        error = writer.append(value)
+        if error is not None and not self._waiting:
+            self._print(f"the record cannot be written ({error.strerror}); it waits in memory")
+        self._waiting = error is not None
+
     def _close_files(self) -> None:
-        self._metrics.sync()
+        with contextlib.suppress(OSError):
+            self._metrics.sync()
         if self._mirror is not None:
             self._mirror.close()
             self._watch_mirror()
-        self._metrics.close()
-        self._events.close()
+        for writer in (self._metrics, self._events):
+            try:
+                writer.close()
+            except OSError as error:
+                # No checkpoint implies what is lost: the next attempt comes by it again.
+                self._print(f"the end of the record could not be written ({error.strerror})")
 
     def __enter__(self) -> Self:
         return self
@@ -262,5 +285,7 @@ class Recorder:
 
     @staticmethod
     def _print(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        # Standard output may be a file on the same full disk.
+        with contextlib.suppress(OSError):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()

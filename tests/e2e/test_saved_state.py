@@ -114,3 +114,28 @@ def test_the_best_checkpoint_is_kept_and_says_how_good_it_is(config, tmp_path):
     reader, _ = newest_valid(run / "checkpoints")
     assert reader is not None
     assert reader.manifest.accuracy_fraction == accuracy[12]
+
+
+def test_a_disk_full_of_something_else_ends_nothing(config, tmp_path):
+    """Not a byte of the run directory can be written for a while: numbers wait for room."""
+    disk = tmp_path / "runs"
+    disk.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(disk)]
+    if os.getuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        process = start(config, "schedule.epochs=8")
+        assert process.stdout is not None
+        filler = disk / "filler"
+        for line in process.stdout:
+            if "step 6/" in line and not filler.exists():
+                subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False)
+            if "the record cannot be written" in line:
+                filler.unlink()
+        assert process.wait(timeout=300) == 0
+        run = disk / "small"
+        steps = [line["step"] for line in records(run)]
+        assert steps == sorted(steps)
+        assert set(range(2, 49, 2)) <= set(steps)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,8 +1,9 @@
 """Lines survive kills and are cut back without loss or repetition."""
 
+import errno
 import json
 import math
-from pathlib import Path
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -41,10 +42,50 @@ def test_a_line_is_on_its_way_before_the_next_call(tmp_path):
     writer.close()
 
 
-def test_a_full_disk_is_an_error_and_not_a_hole():
-    writer = LineWriter(Path("/dev/full"))
+class Disk:
+    """A file on a disk that takes so many bytes more."""
+
+    name = "a.jsonl"
+    closed = False
+
+    def __init__(self, file):
+        self.file, self.room, self.fileno = file, 10**9, file.fileno
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = self.file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def close(self):
+        self.closed = True
+        self.file.close()
+
+
+def test_what_a_full_disk_does_not_take_waits_and_no_line_is_torn(tmp_path):
+    path = tmp_path / "a.jsonl"
+    writer = LineWriter(path)
+    disk = writer._file = Disk(writer._file)  # type: ignore[assignment]
+    assert writer.append({"step": 1}) is None
+    disk.room = 5
+    error = writer.append({"step": 2})
+    assert error is not None
+    assert error.errno == errno.ENOSPC
+    assert writer.append({"step": 3}) is not None
+    with pytest.raises(OSError, match=r"space.*a\.jsonl"):
+        writer.sync()
+    assert [line["step"] for line in read_lines(path)] == [1]
+    disk.room = 10**9
+    assert writer.append({"step": 4}) is None
+    writer.sync()
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3, 4]
+    disk.room = 0
+    writer.append({"step": 5})
     with pytest.raises(OSError, match="space"):
-        writer.append({"step": 1})
+        writer.close()
+    assert disk.closed
+    writer.close()
 
 
 def test_cutting_back_removes_later_steps_and_keeps_the_rest_untouched(tmp_path):
