@@ -7,6 +7,7 @@ the loop. Every function here is called by every rank.
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -75,9 +76,7 @@ def train(job: Job) -> str:
     reader, refusals = find_checkpoint(job)
     first_step = 0 if reader is None else reader.step
     with (
-        Watchdog(
-            job.run.stacks_path(job.attempt, job.world.rank), job.config.watchdog, "start"
-        ) as watchdog,
+        closing(watch(job)) as watchdog,
         Recorder(
             job.run,
             job.config,
@@ -104,6 +103,12 @@ def train(job: Job) -> str:
         # Not after an error: NCCL's groups close together, and peers wait in a collective then.
         parts.engine.close()
     return outcome
+
+
+def watch(job: Job) -> Watchdog:
+    """Watch this rank, from its start on."""
+    stacks = job.run.stacks_path(job.attempt, job.world.rank)
+    return Watchdog(stacks, job.config.watchdog, "start")
 
 
 def connect(

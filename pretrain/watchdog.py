@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from pretrain.config.guard import WatchdogConfig
 from pretrain.errors import EXIT_HUNG
@@ -26,7 +25,7 @@ class Watchdog:
     At the deadline the stacks of all threads are written, and the process ends with
     `pretrain.errors.EXIT_HUNG`: a collective that waits for ever cannot be left otherwise. Where
     not even this thread can run (a C function that keeps Python's lock), `faulthandler` does the
-    same from outside Python, half a minute later and with exit code 1.
+    same from outside Python, half a minute later and with exit code 1. Close it at the end.
 
     Args:
         stacks_path: the file for the stacks; nothing is written before there is a need.
@@ -70,17 +69,6 @@ class Watchdog:
         self._stacks.close()
         if self._path.stat().st_size == 0:
             self._path.unlink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_SECONDS):

@@ -1,6 +1,6 @@
 """What ranks do in test_metrics_ranks.py."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def means(world: World) -> dict[str, Any]:
             after.load_state(before.state(), world.rank)
     return {
         "accuracy": accuracy(world),
-        "whole": whole.read(),
-        "resumed": after.read(),
+        "whole": asdict(whole.read()),
+        "resumed": asdict(after.read()),
         "peak_gib": peak_memory_gib(torch.device("cpu")),
     }

@@ -58,6 +58,7 @@ def sample_ids(run: Path, batches: range) -> list[int]:
     return [int(i) for batch in batches for i in order.batch(batch, 16, 0, 16).sample_ids]
 
 
+@pytest.mark.slow
 def test_batches_that_are_not_finite_on_one_rank_are_left_out(config, tmp_path):
     code, output = train(config, "not_finite", 6, 9, overrides=("name=faulty",), ranks=2)
     assert code == 0, output
@@ -87,7 +88,7 @@ def test_batches_that_are_not_finite_on_one_rank_are_left_out(config, tmp_path):
     assert records(faulty) == records(twin)
 
 
-@pytest.mark.slow  # 40 steps of training before anything can be a spike
+@pytest.mark.slow
 def test_a_spike_is_gone_back_from_and_does_not_come_again(config, tmp_path):
     more = ("schedule.epochs=6", "name=faulty", "checkpoint.keep_last=20")
     code, output = train(config, "spike", 22, 22, overrides=more)

@@ -73,7 +73,7 @@ def test_a_rank_that_fails_ends_without_its_peers(parts, monkeypatch, fails):
     monkeypatch.setattr(train, "StopRequest", MagicMock())
     monkeypatch.setattr(train, "open_store", MagicMock())
     monkeypatch.setattr(train, "find_checkpoint", lambda job: (None, []))
-    monkeypatch.setattr(train, "Watchdog", lambda *_: nullcontext(MagicMock()))
+    monkeypatch.setattr(train, "watch", lambda _: MagicMock())
     monkeypatch.setattr(train, "Recorder", lambda *_, **__: nullcontext(MagicMock()))
     monkeypatch.setattr(train, "connect", lambda *_: parts)
     monkeypatch.setattr(train, "run_steps", run_steps)

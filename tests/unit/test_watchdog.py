@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_a_hung_process_leaves_its_stacks(tmp_path: Path, how: str, code: int) -
 def test_what_moves_is_left_alone(tmp_path: Path) -> None:
     stacks = tmp_path / "stacks.txt"
     settings = WatchdogConfig(start_seconds=1.5, step_seconds=1.5, evaluation_seconds=1.5)
-    with Watchdog(stacks, settings, "start") as dog:
+    with closing(Watchdog(stacks, settings, "start")) as dog:
         moves = dog.alive_at(lambda number: number + 1)
         dog.enter("evaluation")
         for number in range(4):
