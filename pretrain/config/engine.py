@@ -25,6 +25,13 @@ def _refusing(reasons: Mapping[str | int, str]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _for_every_stage(value: object) -> object:
+    """Take one word for all stages, and any list as the tuple that it is in a config."""
+    if isinstance(value, str):
+        return (value, value, value, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 ZeroStage = Annotated[
     Literal[1, 2, 3],
     _refusing(
@@ -115,15 +122,12 @@ class EngineConfig(Section):
     """fp16: factor on the loss at the start; halved by every step that is not finite."""
     loss_scale_growth_steps: PositiveInt = 2000
     """fp16: finite steps in a row after which the factor doubles."""
-    activation_checkpointing: tuple[Recompute, Recompute, Recompute, Recompute] = (
-        "none",
-        "none",
-        "none",
-        "none",
-    )
-    """Per stage of the model, what the backward pass computes again: nothing, each block's
-    attention, each block's MLP, whole blocks; full_offload keeps the blocks' inputs in the host's
-    memory."""
+    activation_checkpointing: Annotated[
+        tuple[Recompute, Recompute, Recompute, Recompute], BeforeValidator(_for_every_stage)
+    ] = ("none", "none", "none", "none")
+    """What the backward pass computes again, one for each stage of the model or one for all:
+    nothing, each block's attention, each block's MLP, whole blocks; full_offload keeps the blocks'
+    inputs in the host's memory."""
     compile: bool = False
     """``torch.compile`` each block (stages 1 and 2); needs a compiler and a minute at start."""
     layer_norm: Literal["torch", "apex"] = "torch"

@@ -54,3 +54,8 @@ def test_what_cannot_work_is_refused_with_the_reason(overrides, reason):
 )
 def test_what_works_is_taken(overrides):
     load_run("swin_l_22k", overrides)
+
+
+def test_one_word_of_activation_checkpointing_is_meant_for_every_stage():
+    config = load_run("swin_l_22k", ["engine.activation_checkpointing=full"])
+    assert config.engine.activation_checkpointing == ("full",) * 4
