@@ -68,6 +68,7 @@ def suite() -> dict[str, Any]:
     return run_ranks("cases_parity:suite", 2, covering(2), RESUMED, [1, 3], timeout_seconds=300)[0]
 
 
+@pytest.mark.slow
 def test_every_pair_of_settings_equals_a_plain_loop(suite):
     assert len(suite["table"]) >= 15
     for found in suite["table"]:
@@ -83,6 +84,7 @@ def test_the_table_holds_every_pair():
             assert (part in held) == valid({"stage": 3, "offload": "none", **dict(part)}), part
 
 
+@pytest.mark.slow
 def test_equal_runs_are_equal_to_the_bit_also_when_taken_up(suite):
     assert len(suite["resumed"]) == 4
     for found in suite["resumed"]:
@@ -91,6 +93,7 @@ def test_equal_runs_are_equal_to_the_bit_also_when_taken_up(suite):
         assert found["changed"]
 
 
+@pytest.mark.slow
 def test_the_loss_scale_is_saved(suite):
     state = suite["resumed"][3]["state"]
     # 1024, doubled after two finite steps and again after four; the resumed run counts on.
@@ -98,6 +101,7 @@ def test_the_loss_scale_is_saved(suite):
     assert "loss_scale" not in suite["resumed"][0]["state"]
 
 
+@pytest.mark.slow
 def test_fp16_finds_its_scale_and_changes_nothing_before(suite):
     for found in suite["overflow"]:
         scales = found["scales"]

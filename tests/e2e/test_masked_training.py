@@ -41,6 +41,7 @@ def config(tmp_path, small_shards):
     return path
 
 
+@pytest.mark.slow
 def test_pretraining_on_masked_images_and_fine_tuning_from_it(config, tmp_path):
     output = train(config)
     run = tmp_path / "runs" / "masked"
