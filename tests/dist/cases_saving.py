@@ -22,17 +22,16 @@ _write, _fsync = snapshot.write_synced, os.fsync
 
 def everything(world: World, folder: str) -> dict[str, Any]:
     root = Path(folder)
-    found: dict[str, Any] = {
-        f"beside{stage}": beside_training(world, root / str(stage), stage) for stage in (1, 3)
-    }
+    found: dict[str, Any] = {"beside": beside(world, folder, 1)}
     found["failing"] = failing(world, root / "failing")
     found["defect"] = defect(world, root / "defect")
     found["fenced"] = fenced(world, root / "fenced")
     return found
 
 
-def beside_training(world: World, root: Path, stage: int) -> dict[str, Any]:
+def beside(world: World, folder: str, stage: int) -> dict[str, Any]:
     """Save after every step on a slow disk, so that steps and saves overlap; compare to neither."""
+    root = Path(folder) / f"stage{stage}"
     twin = make_engine(world, stage, clip=1.0)
     states = []
     for step in range(LAST):

@@ -12,10 +12,18 @@ def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     return run_ranks("cases_saving:everything", 2, str(tmp_path_factory.mktemp("saving")))
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_saving_beside_training_changes_no_bit_and_every_checkpoint_resumes(ranks, stage):
-    for rank in ranks:
-        found = rank[f"beside{stage}"]
+def test_saving_beside_training_changes_no_bit_and_every_checkpoint_resumes(ranks):
+    _check([rank["beside"] for rank in ranks])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_so_it_is_in_the_other_stages(tmp_path, stage):
+    _check(run_ranks("cases_saving:beside", 2, str(tmp_path), stage))
+
+
+def _check(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
         assert found["same"]
         assert found["resumed"] == [True] * LAST
         assert found["told"] == list(range(1, LAST + 1))
