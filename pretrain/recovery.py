@@ -30,13 +30,19 @@ def find_checkpoint(job: Job) -> tuple[CheckpointReader | None, list[str]]:
     """Return the newest sound checkpoint of the run, None before the first, and why not others.
 
     Raises:
-        CheckpointError: there are checkpoints but none is sound, or the data has changed.
+        CheckpointError: there are checkpoints but none is sound, or the data has changed, or an
+            older version saved it.
     """
     directory = job.run.checkpoints_dir
     reader, refusals = newest_valid_for_all(directory, rank=job.world.rank)
     if reader is None and refusals:
         lines = [f"{directory}: no checkpoint is sound; move them away to start over", *refusals]
         raise CheckpointError("\n".join(lines))
+    if reader is not None and "guard" not in reader.state:
+        raise CheckpointError(
+            f"{reader.directory}: was saved by an older version, whose runs this one does not "
+            f"take up; start another from its weights (init_from={reader.directory})"
+        )
     if reader is not None and reader.state["data"] != job.data_fingerprint:
         raise CheckpointError(
             f"{reader.directory}: was trained on other shards than {job.manifest.location} "

@@ -52,13 +52,21 @@ def test_a_run_does_not_go_on_with_another_class_order(monkeypatch, small_shards
     """The same shards under another list: every label would mean another class."""
     manifest = read_manifest(small_shards.path)
     reordered = replace(manifest, classes=manifest.classes[::-1])
-    reader = MagicMock(state={"data": manifest.fingerprint("train")}, directory="step_00000005")
+    state = {"data": manifest.fingerprint("train"), "guard": {}}
+    reader = MagicMock(state=state, directory="step_00000005")
     monkeypatch.setattr(recovery, "newest_valid_for_all", lambda *_, **__: (reader, []))
     job = MagicMock(manifest=manifest, data_fingerprint=manifest.fingerprint("train"))
     assert recovery.find_checkpoint(job) == (reader, [])
     job = MagicMock(manifest=reordered, data_fingerprint=reordered.fingerprint("train"))
     with pytest.raises(CheckpointError, match="step_00000005: was trained on other shards than"):
         recovery.find_checkpoint(job)
+
+
+def test_a_run_of_an_older_version_is_not_taken_up_half(monkeypatch):
+    reader = MagicMock(state={"data": "same"}, directory="step_00000005")
+    monkeypatch.setattr(recovery, "newest_valid_for_all", lambda *_, **__: (reader, []))
+    with pytest.raises(CheckpointError, match=r"older version.*init_from=step_00000005"):
+        recovery.find_checkpoint(MagicMock(data_fingerprint="same"))
 
 
 @pytest.mark.parametrize("fails", [True, False])
