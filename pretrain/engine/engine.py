@@ -70,7 +70,7 @@ class Engine:
 
     Args:
         model: the network, fp32, every parameter trained; it is moved to ``device``.
-        engine: ZeRO stage, precision, what is offloaded, and when to give up.
+        engine: ZeRO stage, precision, what is offloaded, and how long ranks wait for each other.
         optim: the optimizer and its numbers, and the clipping norm; the learning rate comes with
             each step.
         micro_batch: images of one forward pass on one rank.
