@@ -16,10 +16,10 @@ from launch.preflight import check
 from launch.scheduler import why_no_slurm
 from launch.status import Queue, look
 from launch.submit import ask_slurm, sbatch_script
-from pretrain.config.load import expand_chain, load_run
+from pretrain.config.load import RESULTS, expand_chain, load_run, results_of
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError, run_command
-from pretrain.plan.render import render, total_cost
+from pretrain.plan.render import total_cost
 from pretrain.preflight import manifest_if_built
 from pretrain.run_directory import RunDirectory
 
@@ -71,7 +71,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         required=True,
         metavar="NAME",
         help="a config in configs/, or a path to one; several form a chain, in which a run "
-        "whose init_from names another waits for it",
+        "whose init_from names another waits for it; 'results' makes use of the one before it",
     )
     add("overrides", nargs="*", metavar="key=value", help="config fields, for every run given")
     add(
@@ -93,17 +93,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _load(options: argparse.Namespace) -> list[RunConfig]:
     names = expand_chain(options.config)
-    if options.name is not None and len(names) > 1:
-        raise LaunchError(f"--name: names one run, but {len(names)} are given: {', '.join(names)}")
+    trained = [name for name in names if name != RESULTS]
+    if options.name is not None and len(trained) > 1:
+        raise LaunchError(
+            f"--name: names one run, but {len(trained)} are given: {', '.join(trained)}"
+        )
+    if names[0] == RESULTS:
+        raise LaunchError(f"--config {RESULTS}: of which run? Name it before: --config NAME")
     cluster = options.cluster
     if cluster == "auto":
         why = why_no_slurm()
         cluster = "slurm" if why is None else "local"
         if why is not None:
             print(f"running on this machine: {why}", file=sys.stderr)
-    configs = [
-        load_run(name, options.overrides, cluster=cluster, run_name=options.name) for name in names
-    ]
+    configs: list[RunConfig] = []
+    for name in names:
+        if name == RESULTS:
+            configs.append(results_of(configs[-1]))
+        else:
+            configs.append(
+                load_run(name, options.overrides, cluster=cluster, run_name=options.name)
+            )
     doubled = {
         config.name for config in configs if [c.name for c in configs].count(config.name) > 1
     }
@@ -129,7 +139,7 @@ def _parents_first(configs: list[RunConfig]) -> list[RunConfig]:
 
 
 def _print_plans(parts: Sequence[Part]) -> None:
-    print("\n\n".join(render(part.config, part.plan) for part in parts), flush=True)
+    print("\n\n".join(part.text() for part in parts), flush=True)
     if len(parts) > 1:
         print(f"\n{total_cost([part.plan for part in parts])}", flush=True)
 
@@ -137,8 +147,8 @@ def _print_plans(parts: Sequence[Part]) -> None:
 def _show(configs: list[RunConfig], *, slurm: bool) -> None:
     names = {config.name for config in configs}
     for part in map(plan_part, configs):
-        print(render(part.config, part.plan))
-        if manifest_if_built(part.config) is None:
+        print(part.text())
+        if part.config.task == "train" and manifest_if_built(part.config) is None:
             print(f"would build the data: {part.config.data.build}")
         print(f"would create {part.run.path}" if not part.run.exists else f"uses {part.run.path}")
         status = look(part.run, Queue())
