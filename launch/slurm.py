@@ -1,11 +1,11 @@
 """The command that launches runs: ``python launch/slurm.py --config NAME [key=value …]``."""
 
-import argparse
+import os
 import shlex
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -13,12 +13,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launch.build_data import build_data, check_build
-from launch.processes import locked
+from launch.processes import locked, private_files
+from launch.request import Request, load, parse
 from launch.scheduler import why_no_slurm
+from launch.script import JobSpec, ask_slurm, check_no_secrets, check_slurm, spec_of
+from launch.script import render as render_script
 from launch.snapshot import copy_source, write_environment
-from launch.status import Queue, look
-from launch.submit import Job, ask_slurm, check_slurm, sbatch_script, submit_local, submit_slurm
-from pretrain.config.load import expand_chain, load_run
+from launch.status import Queue, job_to_wait_for, look
+from launch.submit import Job, submit_local, submit_slurm
+from launch.sweep import Sweep, submit_sweep, sweep_spec
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError, run_command
 from pretrain.plan.derive import Plan, make_plan
@@ -54,99 +57,31 @@ def main(arguments: list[str]) -> int:
     Raises:
         PretrainError: anything that cannot be launched; nothing was written then.
     """
-    options = _parse(arguments)
-    configs = _load(options)
+    options = parse(arguments)
+    request = load(options)
+    configs = request.configs
     if options.plan:
         print("\n\n".join(render(part.config, part.plan) for part in map(_plan, configs)))
         return 0
-    _check(configs)
+    _check(request)
     slurm = configs[0].cluster.executor == "slurm"
     if options.dry_run:
-        _show(configs, slurm=slurm)
+        _show(request, slurm=slurm)
         return 0
     _build_missing(configs)
     parts = [_plan(config) for config in configs]
     for part in parts:
         print(render(part.config, part.plan), flush=True)
-    active = _launch(parts, slurm=slurm, command=["python", "launch/slurm.py", *arguments])
+    command = ["python", "launch/slurm.py", *arguments]
+    with private_files():
+        active = _launch(request, parts, slurm=slurm, command=command)
     if options.follow or (options.follow is None and not slurm):
         from launch.follow import follow
 
-        return follow([part.run for part in parts])
+        return follow([part.run for part in parts], independent=request.sweep is not None)
     if active:
         print("watch: the same command with --follow")
     return 0
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="launch/slurm.py",
-        description="Launch training runs: on this machine, or through Slurm where there is one. "
-        "The same command resumes a stopped run and watches an active one.",
-        epilog="Exit codes when following: 0 done, 70 failed, 75 stopped; 2 is bad input.",
-    )
-    add = parser.add_argument
-    add(
-        "--config",
-        action="append",
-        required=True,
-        metavar="NAME",
-        help="a config in configs/, or a path to one; several form a chain, in which a run "
-        "whose init_from names another waits for it",
-    )
-    add("overrides", nargs="*", metavar="key=value", help="config fields, for every run given")
-    add(
-        "--cluster",
-        default="auto",
-        metavar="auto|local|slurm|NAME",
-        help="where: a file in configs/clusters/; auto is slurm where Slurm answers, else local",
-    )
-    add("--name", help="name of the run and its directory; for a single run only")
-    add("--plan", action="store_true", help="print every derived number and stop")
-    add("--dry-run", action="store_true", help="show what would be submitted; writes nothing")
-    add(
-        "--follow",
-        action=argparse.BooleanOptionalAction,
-        help="watch until the end (default: local yes, Slurm no)",
-    )
-    return parser.parse_intermixed_args(arguments)
-
-
-def _load(options: argparse.Namespace) -> list[RunConfig]:
-    names = expand_chain(options.config)
-    if options.name is not None and len(names) > 1:
-        raise LaunchError(f"--name: names one run, but {len(names)} are given: {', '.join(names)}")
-    cluster = options.cluster
-    if cluster == "auto":
-        why = why_no_slurm()
-        cluster = "slurm" if why is None else "local"
-        if why is not None:
-            print(f"running on this machine: {why}", file=sys.stderr)
-    configs = [
-        load_run(name, options.overrides, cluster=cluster, run_name=options.name) for name in names
-    ]
-    doubled = {
-        config.name for config in configs if [c.name for c in configs].count(config.name) > 1
-    }
-    if doubled:
-        raise LaunchError(f"--config: two runs are named {min(doubled)}; each needs its own name")
-    if len({config.cluster.executor for config in configs}) > 1:
-        raise LaunchError("cluster.executor: the runs of one command need the same one")
-    return _parents_first(configs)
-
-
-def _parents_first(configs: list[RunConfig]) -> list[RunConfig]:
-    """Order the runs of one command so that each comes after the one it starts from."""
-    ordered: list[RunConfig] = []
-    waiting = list(configs)
-    while waiting:
-        names = {config.name for config in waiting}
-        ready = [config for config in waiting if config.init_from not in names - {config.name}]
-        if not ready:
-            raise LaunchError(f"init_from: {', '.join(sorted(names))} start from each other")
-        ordered.append(ready[0])
-        waiting.remove(ready[0])
-    return ordered
 
 
 def _plan(config: RunConfig) -> Part:
@@ -165,9 +100,18 @@ def _run_of(config: RunConfig) -> RunDirectory:
     return RunDirectory(Path(config.runs_dir) / config.name)
 
 
-def _check(configs: list[RunConfig]) -> None:
+def _check(request: Request) -> None:
     """Refuse everything that cannot be launched, before anything is written."""
-    if configs[0].cluster.executor == "slurm":
+    configs = request.configs
+    slurm = configs[0].cluster.executor == "slurm"
+    if not slurm and (request.after is not None or (request.concurrent or 1) > 1):
+        option = "--after" if request.after is not None else "--max-concurrent"
+        raise LaunchError(
+            f"{option}: needs Slurm; on this machine the runs of one command take turns, as each "
+            "uses all of it"
+        )
+    job_to_wait_for(request.after, Queue())
+    if slurm:
         why = why_no_slurm()
         if why is not None:
             raise LaunchError(f"cluster.executor: slurm: {why}; give --cluster local")
@@ -175,6 +119,7 @@ def _check(configs: list[RunConfig]) -> None:
             check_slurm(config)
     earlier: set[str] = set()
     for config in configs:
+        check_no_secrets(config, os.environ)
         if manifest_if_built(config) is not None or not config.data.build_automatically:
             require_manifest(config)
             _plan(config)
@@ -208,9 +153,11 @@ def _build_missing(configs: list[RunConfig]) -> None:
         require_manifest(config)
 
 
-def _show(configs: list[RunConfig], *, slurm: bool) -> None:
-    names = {config.name for config in configs}
-    for part in map(_plan, configs):
+def _show(request: Request, *, slurm: bool) -> None:
+    names = {config.name for config in request.configs}
+    after = [job for job in [job_to_wait_for(request.after, Queue())] if job is not None]
+    new: list[Part] = []
+    for part in map(_plan, request.configs):
         print(render(part.config, part.plan))
         if manifest_if_built(part.config) is None:
             print(f"would build the data: {part.config.data.build}")
@@ -226,9 +173,22 @@ def _show(configs: list[RunConfig], *, slurm: bool) -> None:
             ranks = f"{part.plan.ranks_per_node} ranks"
             print(f"would start a supervisor on this machine with {ranks}: {_rank_line(part.run)}")
             continue
-        script = sbatch_script(part.config, part.plan.ranks_per_node)
-        print(script)
-        print(f"sbatch --test-only: {ask_slurm(script)}")
+        new.append(part)
+        if request.sweep is None:
+            _show_job(spec_of(part.run, part.config, part.plan.ranks_per_node, after))
+    if new and request.sweep is not None:
+        _show_job(_array_of(request, request.sweep, new, after))
+
+
+def _show_job(spec: JobSpec) -> None:
+    script = render_script(spec)
+    print(script)
+    print(f"sbatch --test-only: {ask_slurm(script)}")
+
+
+def _array_of(request: Request, sweep: Sweep, new: list[Part], after: list[str]) -> JobSpec:
+    spec = sweep_spec(sweep, len(new), new[0].plan.ranks_per_node, request.concurrent)
+    return replace(spec, after=tuple(after))
 
 
 def _rank_line(run: RunDirectory) -> str:
@@ -237,7 +197,9 @@ def _rank_line(run: RunDirectory) -> str:
     return shlex.join(rank_command(run))
 
 
-def _launch(parts: list[Part], *, slurm: bool, command: list[str]) -> list[RunDirectory]:
+def _launch(
+    request: Request, parts: list[Part], *, slurm: bool, command: list[str]
+) -> list[RunDirectory]:
     """Submit what is neither done nor active; return all that is active now, in order."""
     queue = Queue(seconds=0)
     with ExitStack() as stack:
@@ -264,8 +226,8 @@ def _launch(parts: list[Part], *, slurm: bool, command: list[str]) -> list[RunDi
             part.run.create(part.config, part.plan.to_json())
             copy_source(part.run)
             write_environment(part.run, command)
-        if slurm:
-            _submit_slurm(new, queue)
+        if slurm and new:
+            _submit_slurm(request, new, queue)
         elif new:
             parents = [_active_parent(part.config, queue) for part in new]
             waits_for = {run.path: run for run, _ in filter(None, parents)}
@@ -284,13 +246,30 @@ def _active_parent(config: RunConfig, queue: Queue) -> tuple[RunDirectory, Job] 
     return (run, status.job) if status.is_active and status.job else None
 
 
-def _submit_slurm(parts: list[Part], queue: Queue) -> None:
+def _submit_slurm(request: Request, parts: list[Part], queue: Queue) -> None:
+    common = job_to_wait_for(request.after, queue)
+    if request.sweep is not None:
+        after = sorted({job for part in parts for job in _jobs_before(part, common, queue)})
+        runs = [part.run for part in parts]
+        jobs = submit_sweep(request.sweep, runs, _array_of(request, request.sweep, parts, after))
+        for part, job in zip(parts, jobs, strict=True):
+            _say_submitted(part, job, after)
+        return
     for part in parts:
-        parent = _active_parent(part.config, queue)
-        after = [parent[1].job_id] if parent else []
-        job = submit_slurm(part.run, after=after)
-        waits = f", after job {after[0]}" if after else ""
-        print(f"{part.config.name}: submitted as job {job.job_id}{waits}, in {part.run.path}")
+        after = _jobs_before(part, common, queue)
+        _say_submitted(part, submit_slurm(part.run, after=after), after)
+
+
+def _jobs_before(part: Part, common: str | None, queue: Queue) -> list[str]:
+    """Jobs that must succeed before this run starts."""
+    parent = _active_parent(part.config, queue)
+    jobs = [parent[1].job_id if parent else None, common]
+    return list(dict.fromkeys(job for job in jobs if job is not None))
+
+
+def _say_submitted(part: Part, job: Job, after: list[str]) -> None:
+    waits = f", after job {', '.join(after)}" if after else ""
+    print(f"{part.config.name}: submitted as job {job.job_id}{waits}, in {part.run.path}")
 
 
 if __name__ == "__main__":

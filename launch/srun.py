@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
+from launch.container import step_arguments
 from launch.processes import die_with_parent
 from launch.ranks import Failure, Layout, describe_exit, free_port, shared_environment
 from launch.scheduler import first_node_address
@@ -42,7 +43,7 @@ class SlurmRanks:
         try:
             with self._said.open("ab") as output:
                 self._srun = subprocess.Popen(
-                    [*_srun_command(layout, str(run.code_path), logs), *command],
+                    [*_srun_command(layout, run, logs), *command],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -112,7 +113,7 @@ def read_failure(text: str, code: int) -> Failure:
     return Failure(rank, f"rank {rank} on {end['node']}: {how}", bad_input=bool(refused))
 
 
-def _srun_command(layout: Layout, directory: str, logs: str) -> list[str]:
+def _srun_command(layout: Layout, run: RunDirectory, logs: str) -> list[str]:
     command = [
         "srun",
         "--kill-on-bad-exit=1",
@@ -120,10 +121,11 @@ def _srun_command(layout: Layout, directory: str, logs: str) -> list[str]:
         f"--nodes={layout.nodes}",
         f"--ntasks={layout.size}",
         f"--ntasks-per-node={layout.ranks_per_node}",
-        f"--chdir={directory}",
+        f"--chdir={run.code_path}",
         f"--output={logs}",
         "--open-mode=append",
     ]
     if layout.cpus_per_rank is not None:  # not inherited from sbatch since Slurm 22.05
         command.append(f"--cpus-per-task={layout.cpus_per_rank}")
+    command += step_arguments(run.read_config(), run)
     return [*command, "sh", "-c", _NAME_THE_RANK, "rank"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch import scheduler
+from launch.container import python_of_ranks
 from launch.ledger import (
     Attempt,
     Next,
@@ -79,6 +80,7 @@ def run_job(paths: Sequence[str], command: Sequence[str] | None = None) -> None:
         SystemExit: 70 when a run failed, 75 when one was stopped.
     """
     request = StopRequest()
+    os.umask(0o077)  # a run is its owner's alone, logs and all
     code = EXIT_DONE
     unfinished: set[str] = set()
     for path in paths:
@@ -125,7 +127,8 @@ def supervise(run: RunDirectory, request: StopRequest, command: Sequence[str] | 
                 print(f"{run.path.name}: already done", flush=True)
                 return EXIT_DONE
             if held:
-                return _Supervisor(run, request, command or rank_command(run)).bring_to_end()
+                ranks = command or rank_command(run, python_of_ranks(run.read_config()))
+                return _Supervisor(run, request, ranks).bring_to_end()
         if "SLURM_JOB_ID" in os.environ and time.monotonic() > give_up:
             print(f"{run.path}: another supervisor has this run; nothing was started", flush=True)
             return EXIT_FAILED
@@ -134,7 +137,12 @@ def supervise(run: RunDirectory, request: StopRequest, command: Sequence[str] | 
 
 
 def job_id() -> str:
-    """The job this process belongs to; attempts of one job count together."""
+    """The job this process belongs to; attempts of one job count together.
+
+    An element of a job array is named as submitit and ``scontrol`` do, ``1234_5``.
+    """
+    if os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     for name in ("SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID"):
         if os.environ.get(name):
             return os.environ[name]

@@ -93,6 +93,16 @@ def load_run(
     return _absolute_paths(_validate(sources, f"config '{name}'"))
 
 
+def rename(config: RunConfig, name: str) -> RunConfig:
+    """The same config for a run of another name.
+
+    Raises:
+        ConfigError: it is no name of a run.
+    """
+    values = config.model_dump(mode="json") | {"name": name}
+    return _validate([_Source(f"the run's name '{name}'", values, {})], "config")
+
+
 def read_run(path: Path) -> RunConfig:
     """Read a resolved config that `to_yaml` wrote.
 
@@ -261,7 +271,9 @@ def _explain(detail: ErrorDetails, sources: Sequence[_Source], what: str) -> str
     if detail["type"] == "value_error":
         return f"{where}: {key}: {message}" if key else f"{where}: {message}"
     if key == "name" and detail["type"] == "string_pattern_mismatch":
-        message = "expected up to 100 letters, digits, '.', '_' or '-' (--name gives another)"
+        message = (
+            "expected up to 150 letters, digits, '.', '_', '-', '=' or '+' (--name gives another)"
+        )
     problem = f"{message[0].lower()}{message[1:]}"
     return f"{where}: {key}: {problem}, got {json.dumps(detail['input'], default=str)}"
 
