@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from pretrain.location import shown
+from pretrain.location import PASSWORD_IN_URL, shown
 
 _NAME = re.compile(
     r"(^|_)(API_?KEY|ACCESS_?KEY(_ID)?|PRIVATE_?KEY|SECRET|TOKENS?|PASSWORD|PASSWD|PASSPHRASE|"
@@ -12,7 +13,6 @@ _NAME = re.compile(
 )
 _ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z_][A-Za-z0-9_]*)=(?:\"|')?([^\s\"',]+)")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
-_URL_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/@'\"]*:[^\s/@'\"]+@")
 SHORTEST_SECRET = 8
 """Characters; shorter values, such as ``true``, occur by chance."""
 
@@ -27,7 +27,7 @@ def credential_in(text: str) -> str | None:
 
     ``KEY=$(cat FILE)`` and ``KEY=$OTHER`` give nothing away.
     """
-    if _URL_PASSWORD.search(text):
+    if PASSWORD_IN_URL.search(text):
         return "a URL with a password"
     for name, value in _ASSIGNMENT.findall(text):
         if is_credential(name) and not value.startswith(("$", "`")):
@@ -51,6 +51,15 @@ def redact(words: Iterable[str], environment: Mapping[str, str]) -> list[str]:
     that look like credentials.
     """
     return [_redact(word, secrets_of(environment)) for word in words]
+
+
+def without_url_secrets(values: Any) -> Any:
+    """The same JSON-like values with every URL as it may be shown."""
+    if isinstance(values, Mapping):
+        return {key: without_url_secrets(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_url_secrets(value) for value in values]
+    return shown(values) if isinstance(values, str) else values
 
 
 def _redact(word: str, secrets: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pretrain.config.schema import RunConfig
+from pretrain.credentials import redact
 from pretrain.errors import ConfigError
 from pretrain.location import is_remote
 
@@ -240,7 +241,8 @@ def _parse_override(item: str) -> _Source:
         values = OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"override '{item}': {str(error).splitlines()[0]}") from None
-    return _Source(f"override '{item}'", values, {})  # pyright: ignore[reportArgumentType]
+    where = f"override '{redact([item], {})[0]}'"
+    return _Source(where, values, {})  # pyright: ignore[reportArgumentType]
 
 
 def _validate(sources: Sequence[_Source], what: str) -> RunConfig:
