@@ -1,5 +1,7 @@
 """The sbatch script of a job, rendered by submitit; every value of it is validated or quoted."""
 
+import os
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +19,18 @@ from pretrain.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
+
+_VARIABLE_OF = {
+    "array": "ARRAY_INX",
+    "mem": "MEM_PER_NODE",
+    "switches": "REQ_SWITCH",
+    "time": "TIMELIMIT",
+}
+"""Options whose ``SBATCH_`` variable has another name."""
+_NEVER_FROM_OUTSIDE = (
+    *("ARRAY_INX", "CLUSTERS", "ERROR", "GET_USER_ENV", "INPUT", "NO_REQUEUE", "WAIT"),
+)
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 @dataclass(frozen=True)
@@ -89,10 +103,31 @@ def render(spec: JobSpec) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
+def submission_environment(script: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which ``sbatch`` does what a script says.
+
+    Without a surrounding allocation, whose shape the job would take, and without variables that
+    would beat the script: sbatch takes ``SBATCH_PARTITION`` before ``#SBATCH --partition``.
+    """
+    said = re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE)
+    names = [_VARIABLE_OF.get(option, option.upper().replace("-", "_")) for option in said]
+    beating = {f"SBATCH_{name}" for name in (*names, *_NEVER_FROM_OUTSIDE)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in beating and (not name.startswith("SLURM_") or name in _OF_THE_CLUSTER)
+    }
+
+
 def ask_slurm(script: str) -> str:
     """What ``sbatch --test-only`` answers to a script: an estimated start, or the refusal."""
     answer = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
+        ["sbatch", "--test-only"],
+        input=script,
+        env=submission_environment(script, os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return last_line(answer.stdout + answer.stderr)
 

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from launch.script import JobSpec, last_line, slurm_executor, spec_of
+from launch.script import (
+    JobSpec,
+    last_line,
+    render,
+    slurm_executor,
+    spec_of,
+    submission_environment,
+)
 from launch.supervisor import layout_of, run_job
 from pretrain.errors import LaunchError
 from pretrain.files import make_private, read_json, replace_text
@@ -140,7 +147,8 @@ def submit_array(
 
     make_private(spec.folder)
     executor = slurm_executor(spec)
-    _leave_allocation()
+    for name in os.environ.keys() - submission_environment(render(spec), os.environ).keys():
+        del os.environ[name]  # submitit hands on what this process has
     paths = [[str(run.path)] for run in runs]
     commands = [list(command) if command else None] * len(paths)
     try:
@@ -152,13 +160,6 @@ def submit_array(
     for run, job in zip(runs, jobs, strict=True):
         replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
     return jobs
-
-
-def _leave_allocation() -> None:
-    """Forget a surrounding allocation, whose shape sbatch would give to the new job."""
-    for name in list(os.environ):
-        if name.startswith("SLURM_") and name != "SLURM_CONF":
-            del os.environ[name]
 
 
 def _start_controller(

@@ -1,6 +1,7 @@
 """What is submitted, as Slurm itself holds it: every field of a cluster file, arrays, secrets."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -142,8 +143,12 @@ def _output(*command: str) -> str:
 
 
 @pytest.mark.slow
-def test_every_field_arrives_in_slurm(reservation: str, project: FakeProject) -> None:
-    """Of those that a cluster without accounting knows."""
+def test_every_field_arrives_in_slurm(
+    reservation: str, project: FakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that a cluster without accounting knows, whatever the environment says."""
+    monkeypatch.setenv("SBATCH_PARTITION", "high")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "77")
     project.set_ranks(10_000, step_seconds=0.02)
     site = project.root / "configs" / "clusters" / "slurm.yaml"
     site.write_text(
@@ -169,6 +174,8 @@ def test_every_field_arrives_in_slurm(reservation: str, project: FakeProject) ->
     ]:
         assert expected in answer, answer
     assert "#SBATCH --signal=USR2@77" in script_of(job_of(run)).replace("'", "")
+    environment = json.loads(run.environment_path.read_text())
+    assert environment["slurm"] == _output("sbatch", "--version").strip()
     job = read_job(run)
     assert job is not None
     assert "set up: a b" in Path(job.log).read_text()

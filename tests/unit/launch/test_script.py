@@ -14,7 +14,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from submitit import SlurmExecutor
 
-from launch.script import JobSpec, check_setup, render
+from launch.script import JobSpec, check_setup, render, submission_environment
 from pretrain.config.cluster import FIELD_OF_OPTION, ClusterConfig
 from pretrain.config.section import RunName
 from pretrain.errors import LaunchError
@@ -245,6 +245,19 @@ def test_scripts_say_what_jobs_say_and_bash_takes_them() -> None:
 def test_a_hundred_thousand_scripts_say_what_jobs_say() -> None:
     for script in check_many(100_000, seed=2)[::500]:
         assert bash_parses(script), script
+
+
+def test_no_variable_beats_the_script_and_no_allocation_shapes_it() -> None:
+    spec = JobSpec("a", Path("/r/s"), Path("/r/c"), 1, ClusterConfig(partition="p"))
+    kept = {"SBATCH_ACCOUNT": "lab", "SBATCH_TIMELIMIT": "9", "SLURM_CONF": "/c", "HOME": "/h"}
+    beating = dict.fromkeys(
+        ["SBATCH_PARTITION", "SBATCH_OUTPUT", "SBATCH_WAIT", "SLURM_NNODES"], "x"
+    )
+    assert submission_environment(render(spec), kept | beating) == kept
+    limited = replace(spec, cluster=ClusterConfig(account="mine", time_limit_minutes=60))
+    kept = {"SLURM_CONF": "/c", "HOME": "/h"}
+    both = {"SBATCH_ACCOUNT": "lab", "SBATCH_TIMELIMIT": "9"}
+    assert submission_environment(render(limited), kept | both) == kept
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,10 @@ def test_a_time_limit_without_time_is_refused() -> None:
     with pytest.raises(LaunchError, match="at least 10"):
         check_slurm(make_config(time_limit_minutes=3))
     check_slurm(make_config(time_limit_minutes=10))
+    short = {"signal_lead_seconds": 30, "start_budget_seconds": 20}
+    check_slurm(make_config(time_limit_minutes=2, **short))
+    with pytest.raises(LaunchError, match="at least 2 "):
+        check_slurm(make_config(time_limit_minutes=1, **short))
     check_slurm(make_config())
 
 
