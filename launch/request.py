@@ -1,11 +1,14 @@
 """What one launch command asks for: its options, and the configs that they make."""
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.scheduler import why_no_slurm
+from launch.script import check_no_secrets
+from launch.status import Queue, job_to_wait_for
 from launch.sweep import Sweep, load_sweep
 from pretrain.config.load import expand_chain, load_run
 from pretrain.config.schema import RunConfig
@@ -107,6 +110,25 @@ def load(options: argparse.Namespace) -> Request:
     if len({config.cluster.executor for config in configs}) > 1:
         raise LaunchError("cluster.executor: the runs of one command need the same one")
     return Request(_parents_first(configs), after=_after(options, configs[0]))
+
+
+def check_request(request: Request) -> None:
+    """Refuse what no config alone can say is wrong. Writes nothing.
+
+    Raises:
+        LaunchError: options that need Slurm, a run to wait for that nobody brings to its end, or a
+            config that holds a secret of the environment.
+    """
+    slurm = request.configs[0].cluster.executor == "slurm"
+    if not slurm and (request.after is not None or (request.concurrent or 1) > 1):
+        option = "--after" if request.after is not None else "--max-concurrent"
+        raise LaunchError(
+            f"{option}: needs Slurm; on this machine the runs of one command take turns, as each "
+            "uses all of it"
+        )
+    for config in request.configs:
+        check_no_secrets(config, os.environ)
+    job_to_wait_for(request.after, Queue())
 
 
 def _cluster(name: str) -> str:

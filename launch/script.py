@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.container import paths_of
 from pretrain.config.cluster import SIGNAL_MARGIN_SECONDS, ClusterConfig
@@ -119,8 +119,26 @@ def submission_environment(script: str, environment: Mapping[str, str]) -> dict[
     }
 
 
-def ask_slurm(script: str) -> str:
-    """What ``sbatch --test-only`` answers to a script: an estimated start, or the refusal."""
+def sbatch_script(config: RunConfig, ranks_per_node: int, after: Sequence[str] = ()) -> str:
+    """The script of a single run's job. Writes nothing."""
+    run = RunDirectory(Path(config.runs_dir) / config.name)
+    return render(spec_of(run, config, ranks_per_node, after))
+
+
+class Answer(NamedTuple):
+    """What ``sbatch --test-only`` says of a script.
+
+    Attributes:
+        accepted: whether Slurm would take it.
+        text: an estimated start, or the refusal.
+    """
+
+    accepted: bool
+    text: str
+
+
+def ask_slurm(script: str) -> Answer:
+    """Ask ``sbatch --test-only`` about a script. Submits nothing."""
     answer = subprocess.run(
         ["sbatch", "--test-only"],
         input=script,
@@ -129,7 +147,7 @@ def ask_slurm(script: str) -> str:
         text=True,
         check=False,
     )
-    return last_line(answer.stdout + answer.stderr)
+    return Answer(answer.returncode == 0, last_line(answer.stdout + answer.stderr))
 
 
 def check_slurm(config: RunConfig) -> None:

@@ -111,7 +111,13 @@ def load_sweep(
     return Sweep(base, axes, configs)
 
 
-def sweep_spec(sweep: Sweep, elements: int, ranks_per_node: int, concurrent: int | None) -> JobSpec:
+def sweep_spec(
+    sweep: Sweep,
+    elements: int,
+    ranks_per_node: int,
+    concurrent: int | None,
+    after: Sequence[str] = (),
+) -> JobSpec:
     """The job array of the next submission of a sweep. Writes nothing.
 
     Args:
@@ -119,11 +125,12 @@ def sweep_spec(sweep: Sweep, elements: int, ranks_per_node: int, concurrent: int
         elements: how many of them.
         ranks_per_node: processes on each node.
         concurrent: most elements that run at a time; None for all.
+        after: jobs that must succeed first.
     """
     parent = Path(sweep.configs[0].runs_dir) / f"{sweep.name}.sweep"
     taken = [int(entry.name) for entry in parent.glob("*") if entry.name.isdigit()]
     run = RunDirectory(parent / f"{max(taken, default=0) + 1:03d}")
-    spec = spec_of(run, sweep.configs[0], ranks_per_node)
+    spec = spec_of(run, sweep.configs[0], ranks_per_node, after)
     return replace(spec, name=sweep.name, elements=elements, concurrent=concurrent)
 
 
