@@ -74,8 +74,8 @@ def test_a_dry_run_shows_the_array_and_a_second_launch_only_what_is_left(
 
     code, output = project.launch("--config", "first", *SLURM, *sweep, "cluster.partition=none")
     assert code == 2
-    assert "invalid partition" in output
-    assert list((project.runs / "first.sweep").iterdir()) == []
+    assert output.startswith("error: cluster.partition: none: ")
+    assert not project.runs.exists()
 
     code, output = project.launch(
         "--config", "first", "--name", "first--seed=0", *SLURM, "--follow"
@@ -218,8 +218,8 @@ def test_after_waits_for_the_job_of_another_run(project: FakeProject) -> None:
     after = ("--config", "first", *SLURM, "--name", "other", "--after", "first")
     code, output = project.launch(*after)
     assert code == 0, output
-    assert f"other: submitted as job {int(job_of(first)) + 1}, after job {job_of(first)}" in output
     other = RunDirectory(project.runs / "other")
+    assert f"other: submitted as job {job_of(other)}, after job {job_of(first)}" in output
     wait_until(lambda: "afterok" in scontrol_field(job_of(other), "Dependency"), "the dependency")
     subprocess.run(["scancel", job_of(first)], check=True)
     wait_until(lambda: state(other) == "CANCELLED", "what waits in vain to be removed")

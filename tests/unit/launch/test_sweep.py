@@ -1,12 +1,16 @@
 """The points of a sweep: which there are, what they are called, what is refused."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from launch.sweep import load_sweep, read_axis, sweep_spec
+from launch.script import JobSpec
+from launch.submit import Job
+from launch.sweep import load_sweep, read_axis, submit_sweep, sweep_spec
 from pretrain.config.load import load_run
-from pretrain.errors import PretrainError
+from pretrain.errors import LaunchError, PretrainError
+from pretrain.run_directory import RunDirectory
 
 
 def names(*texts: str, overrides: tuple[str, ...] = ()) -> list[str]:
@@ -90,3 +94,19 @@ def test_every_submission_has_a_directory_of_its_own(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "swin_t_1k.sweep" / "012").mkdir(parents=True)
     assert sweep_spec(sweep, 2, 8, 1).directory.parent.name == "013"
+
+
+def test_what_slurm_refuses_leaves_nothing_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(runs: Sequence[RunDirectory], spec: JobSpec) -> list[Job]:
+        assert (len(runs), spec.directory.is_dir()) == (2, True)
+        raise LaunchError("sbatch refuses the job")
+
+    monkeypatch.setattr("launch.sweep.copy_source", lambda run: run.code_path.mkdir())
+    monkeypatch.setattr("launch.sweep.submit_array", refuse)
+    sweep = load_sweep("swin_t_1k", ["seed=0,1"], [f"runs_dir={tmp_path}"], cluster="slurm")
+    runs = [RunDirectory(tmp_path / config.name) for config in sweep.configs]
+    with pytest.raises(LaunchError, match="sbatch refuses"):
+        submit_sweep(sweep, runs, sweep_spec(sweep, 2, 8, None))
+    assert list((tmp_path / "swin_t_1k.sweep").iterdir()) == []
