@@ -6,8 +6,15 @@ from pathlib import Path
 from pretrain.config.schema import RunConfig
 from pretrain.plan.derive import Plan, make_plan
 from pretrain.plan.measured import measured_rate
+from pretrain.plan.render import render, render_results
 from pretrain.plan.resources import gpus_here, resources_of
-from pretrain.preflight import free_disk_bytes, manifest_if_built, probe_split_if_built
+from pretrain.plan.results import ResultsPlan, make_results_plan
+from pretrain.preflight import (
+    free_disk_bytes,
+    manifest_if_built,
+    probe_split_if_built,
+    result_splits_if_built,
+)
 from pretrain.run_directory import RunDirectory
 
 
@@ -22,8 +29,14 @@ class Part:
     """
 
     config: RunConfig
-    plan: Plan
+    plan: Plan | ResultsPlan
     run: RunDirectory
+
+    def text(self) -> str:
+        """The plan for a terminal."""
+        if isinstance(self.plan, ResultsPlan):
+            return render_results(self.config, self.plan)
+        return render(self.config, self.plan)
 
 
 def plan_part(config: RunConfig) -> Part:
@@ -33,6 +46,9 @@ def plan_part(config: RunConfig) -> Part:
         PretrainError: config, data and machines do not suit each other.
     """
     resources = resources_of(config.cluster, gpus_here())
+    if config.task == "results":
+        results = make_results_plan(config, result_splits_if_built(config), resources)
+        return Part(config, results, run_of(config))
     plan = make_plan(
         config,
         manifest_if_built(config),

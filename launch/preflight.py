@@ -3,7 +3,7 @@
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +17,10 @@ from launch.script import ask_slurm, check_slurm, sbatch_script
 from launch.snapshot import ROOT
 from launch.status import Queue, look
 from pretrain.config.schema import RunConfig
+from pretrain.convert.targets import check_target
 from pretrain.errors import LaunchError
+from pretrain.evaluate.measure import find_split
+from pretrain.plan.results import ResultsPlan, evaluated_sets
 from pretrain.preflight import (
     check_initial_weights,
     check_output,
@@ -26,6 +29,7 @@ from pretrain.preflight import (
     require_manifest,
 )
 from pretrain.run_directory import RunDirectory
+from pretrain.world import World
 
 NODE_LOCAL = frozenset({"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs"})
 """File systems that other nodes do not see, unless the site exports them: a warning, no refusal."""
@@ -52,10 +56,11 @@ def check(configs: Sequence[RunConfig]) -> list[str]:
     partitions = read_partitions() if slurm else []
     warnings: list[str] = []
     earlier: set[str] = set()
+    built = {config.data.path for config in configs if config.data.build_automatically}
     for config in configs:
         if slurm:
             check_slurm(config)
-        part = _check_data(config)
+        part = _check_data(config, built)
         if config.init_from not in earlier:
             check_initial_weights(config)
             _check_parent(config)
@@ -103,6 +108,8 @@ def check_disk(part: Part) -> None:
         LaunchError: with what is needed and what is free.
     """
     plan = part.plan
+    if isinstance(plan, ResultsPlan):
+        return
     there = _held_bytes(part.run)
     needed = plan.checkpoint_bytes * (plan.checkpoints_kept + 1) - there
     if needed > plan.free_disk_bytes:
@@ -128,8 +135,14 @@ def file_system_of(path: Path, mounts: str) -> str:
     return kind
 
 
-def _check_data(config: RunConfig) -> Part:
-    if manifest_if_built(config) is not None or not config.data.build_automatically:
+def _check_data(config: RunConfig, built: Collection[str]) -> Part:
+    if config.task == "results":
+        for layout in config.results.convert:
+            check_target(config.model, layout)
+        for path, split in evaluated_sets(config):
+            if path not in built:
+                find_split(config.data.model_copy(update={"path": path}), split, World())
+    elif manifest_if_built(config) is not None or not config.data.build_automatically:
         require_manifest(config)
     else:
         check_build(config)

@@ -10,7 +10,7 @@ from launch.scheduler import why_no_slurm
 from launch.script import check_no_secrets
 from launch.status import Queue, job_to_wait_for
 from launch.sweep import Sweep, load_sweep
-from pretrain.config.load import expand_chain, load_run
+from pretrain.config.load import RESULTS, expand_chain, load_run, results_of
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory
@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         required=True,
         metavar="NAME",
         help="a config in configs/, or a path to one; several form a chain, in which a run "
-        "whose init_from names another waits for it",
+        "whose init_from names another waits for it; 'results' makes use of the one before it",
     )
     add("overrides", nargs="*", metavar="key=value", help="config fields, for every run given")
     add(
@@ -90,8 +90,13 @@ def load(options: argparse.Namespace) -> Request:
     """
     names = expand_chain(options.config)
     _check_sweep_options(options, names)
-    if options.name is not None and len(names) > 1:
-        raise LaunchError(f"--name: names one run, but {len(names)} are given: {', '.join(names)}")
+    trained = [name for name in names if name != RESULTS]
+    if options.name is not None and len(trained) > 1:
+        raise LaunchError(
+            f"--name: names one run, but {len(trained)} are given: {', '.join(trained)}"
+        )
+    if names[0] == RESULTS:
+        raise LaunchError(f"--config {RESULTS}: of which run? Name it before: --config NAME")
     cluster = _cluster(options.cluster)
     if options.sweep:
         sweep = load_sweep(
@@ -99,9 +104,14 @@ def load(options: argparse.Namespace) -> Request:
         )
         after = _after(options, sweep.configs[0])
         return Request(list(sweep.configs), sweep, options.max_concurrent, after)
-    configs = [
-        load_run(name, options.overrides, cluster=cluster, run_name=options.name) for name in names
-    ]
+    configs: list[RunConfig] = []
+    for name in names:
+        if name == RESULTS:
+            configs.append(results_of(configs[-1]))
+        else:
+            configs.append(
+                load_run(name, options.overrides, cluster=cluster, run_name=options.name)
+            )
     doubled = {
         config.name for config in configs if [c.name for c in configs].count(config.name) > 1
     }

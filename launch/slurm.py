@@ -13,12 +13,11 @@ from launch.launching import build_missing, submit
 from launch.planning import Part, plan_part
 from launch.preflight import check
 from launch.request import Request, check_request, load, parse
-from launch.script import ask_slurm, sbatch_script
-from launch.script import render as render_job
+from launch.script import ask_slurm, render, sbatch_script
 from launch.status import Queue, job_to_wait_for, look
 from launch.sweep import sweep_spec
 from pretrain.errors import run_command
-from pretrain.plan.render import render, total_cost
+from pretrain.plan.render import total_cost
 from pretrain.preflight import manifest_if_built
 from pretrain.run_directory import RunDirectory
 
@@ -65,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _print_plans(parts: Sequence[Part]) -> None:
-    print("\n\n".join(render(part.config, part.plan) for part in parts), flush=True)
+    print("\n\n".join(part.text() for part in parts), flush=True)
     if len(parts) > 1:
         print(f"\n{total_cost([part.plan for part in parts])}", flush=True)
 
@@ -76,8 +75,8 @@ def _show(request: Request, *, slurm: bool) -> None:
     after = [] if job is None else [job]
     new: list[Part] = []
     for part in map(plan_part, request.configs):
-        print(render(part.config, part.plan))
-        if manifest_if_built(part.config) is None:
+        print(part.text())
+        if part.config.task == "train" and manifest_if_built(part.config) is None:
             print(f"would build the data: {part.config.data.build}")
         print(f"would create {part.run.path}" if not part.run.exists else f"uses {part.run.path}")
         status = look(part.run, Queue())
@@ -96,7 +95,7 @@ def _show(request: Request, *, slurm: bool) -> None:
             _show_job(sbatch_script(part.config, part.plan.ranks_per_node, after))
     if new and request.sweep is not None:
         ranks = new[0].plan.ranks_per_node
-        _show_job(render_job(sweep_spec(request.sweep, len(new), ranks, request.concurrent, after)))
+        _show_job(render(sweep_spec(request.sweep, len(new), ranks, request.concurrent, after)))
 
 
 def _show_job(script: str) -> None:
