@@ -44,6 +44,7 @@ def script_of(job_id: str) -> str:
     return _output("scontrol", "write", "batch_script", job_id, "-")
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_array_and_every_point_a_run(project: FakeProject) -> None:
     project.set_ranks(12)
     sweep = ("--sweep", "seed=0,1", "cluster.nodes=1")
