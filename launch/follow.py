@@ -41,8 +41,10 @@ _CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED}
 _TRAINING = ("starting", "training", "evaluating", "saving")
 
 
-def follow(runs: Sequence[RunDirectory]) -> int:
+def follow(runs: Sequence[RunDirectory], *, independent: bool = False) -> int:
     """Show submitted runs in turn until each is at its end, or one ends otherwise than done.
+
+    Of independent runs, a failed one does not end it.
 
     The first Ctrl-C asks a local run to save and stop, the second ends it at once; a Slurm job is
     only left alone.
@@ -52,12 +54,14 @@ def follow(runs: Sequence[RunDirectory]) -> int:
     """
     queue = Queue()
     chain = [run.path.name for run in runs]
+    failed = False
     with _interrupts() as interrupts, _screen() as (say, bar):
         for run in runs:
             code = _Follower(run, chain, queue, say, bar, interrupts).to_the_end()
-            if code != EXIT_DONE:
+            if code not in (EXIT_DONE, EXIT_FAILED) or (code == EXIT_FAILED and not independent):
                 return code
-    return EXIT_DONE
+            failed = failed or code == EXIT_FAILED
+    return EXIT_FAILED if failed else EXIT_DONE
 
 
 def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:

@@ -13,9 +13,9 @@ from launch.build_data import check_build
 from launch.partitions import Partition, check_partition, read_partitions
 from launch.planning import Part, plan_part, run_of
 from launch.scheduler import why_no_slurm
+from launch.script import ask_slurm, check_slurm, sbatch_script
 from launch.snapshot import ROOT
 from launch.status import Queue, look
-from launch.submit import ask_slurm, check_slurm, sbatch_script
 from pretrain.config.schema import RunConfig
 from pretrain.convert.targets import check_target
 from pretrain.errors import LaunchError

@@ -100,6 +100,25 @@ def look(run: RunDirectory, queue: Queue) -> Status:
     return Status("lost", "its supervisor is gone without a word", job, attempt)
 
 
+def job_to_wait_for(run: RunDirectory | None, queue: Queue) -> str | None:
+    """The Slurm job that has a run which must be done first; None if there is nothing to wait for.
+
+    Raises:
+        LaunchError: the run is neither done nor in the hands of a Slurm job.
+    """
+    if run is None:
+        return None
+    status = look(run, queue)
+    if status.phase == "done":
+        return None
+    if not status.is_active or status.job is None or status.job.executor != "slurm":
+        raise LaunchError(
+            f"--after {run.path}: expected a run that is done or that a Slurm job has, but it is "
+            f"{status.phase}: {status.detail}"
+        )
+    return status.job.job_id
+
+
 def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
     answer = queue.state(job.job_id, _newest_attempt(run))
     attempt = _newest_attempt(run)  # read after the answer: a job that ended has written its end

@@ -49,6 +49,18 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         os.close(descriptor)
 
 
+def make_private(path: Path) -> None:
+    """Make a directory and the missing ones above it for their owner alone, whatever the umask.
+
+    Raises:
+        OSError: one cannot be made, or something else has the name.
+    """
+    if path.is_dir():
+        return
+    make_private(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A small JSON object; None where the file is missing or is not one."""
     try:

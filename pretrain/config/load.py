@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pretrain.config.schema import RunConfig
+from pretrain.credentials import redact
 from pretrain.errors import ConfigError
 from pretrain.location import is_remote
 
@@ -112,6 +113,16 @@ def load_run(
     if run_name is not None:
         sources.append(_Source("--name", {"name": run_name}, {}))
     return _absolute_paths(_validate(sources, f"config '{name}'"))
+
+
+def rename(config: RunConfig, name: str) -> RunConfig:
+    """The same config for a run of another name.
+
+    Raises:
+        ConfigError: it is no name of a run.
+    """
+    values = config.model_dump(mode="json") | {"name": name}
+    return _validate([_Source(f"the run's name '{name}'", values, {})], "config")
 
 
 def read_run(path: Path) -> RunConfig:
@@ -251,7 +262,8 @@ def _parse_override(item: str) -> _Source:
         values = OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"override '{item}': {str(error).splitlines()[0]}") from None
-    return _Source(f"override '{item}'", values, {})  # pyright: ignore[reportArgumentType]
+    where = f"override '{redact([item], {})[0]}'"
+    return _Source(where, values, {})  # pyright: ignore[reportArgumentType]
 
 
 def _validate(sources: Sequence[_Source], what: str) -> RunConfig:
@@ -282,7 +294,9 @@ def _explain(detail: ErrorDetails, sources: Sequence[_Source], what: str) -> str
     if detail["type"] == "value_error":
         return f"{where}: {key}: {message}" if key else f"{where}: {message}"
     if key == "name" and detail["type"] == "string_pattern_mismatch":
-        message = "expected up to 100 letters, digits, '.', '_' or '-' (--name gives another)"
+        message = (
+            "expected up to 150 letters, digits, '.', '_', '-', '=' or '+' (--name gives another)"
+        )
     problem = f"{message[0].lower()}{message[1:]}"
     return f"{where}: {key}: {problem}, got {json.dumps(detail['input'], default=str)}"
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from pretrain.config.schema import RunConfig
+from pretrain.credentials import without_url_secrets
 from pretrain.files import replace_text
 from pretrain.metrics import console
 from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain
@@ -104,7 +105,7 @@ class Recorder:
                 directory=self._run.wandb_dir,
                 metrics_path=self._run.metrics_path,
                 name=config.name,
-                config=config.model_dump(mode="json"),
+                config=without_url_secrets(config.model_dump(mode="json")),
             )
         self.progress(resume_step, "starting")
 

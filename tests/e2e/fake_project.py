@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from launch.snapshot import CODE_FOLDERS, ROOT
 from pretrain.data.manifest import INDEX_RECORD_BYTES, Manifest, Shard, Split, write_manifest
 
@@ -60,6 +62,15 @@ class FakeProject:
             "sys.exit(main())\n"
         )
 
+    def show_key(self) -> None:
+        """Let every rank log the digest of the API key that it got."""
+        main = self.root / "pretrain" / "__main__.py"
+        main.write_text(
+            "import hashlib, os\n"
+            "key = os.environ.get('WANDB_API_KEY', '').encode()\n"
+            "print('key', hashlib.sha256(key).hexdigest())\n" + main.read_text()
+        )
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Type the command."""
         return subprocess.Popen(
@@ -101,3 +112,35 @@ def _shards(root: Path) -> Path:
         Manifest(root, "set", classes, classes, {"train": Split("train", (shard,))}), root
     )
     return root
+
+
+def plant_canaries(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put secrets where programs look for them: in the environment, and in ~/.netrc."""
+    home.mkdir()
+    names = ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "SITE_SECRET"]
+    canaries = [f"canary{index}0123456789abcdef0123456789abcd" for index in range(len(names) + 1)]
+    for name, canary in zip(names, canaries, strict=False):
+        monkeypatch.setenv(name, canary)
+    monkeypatch.setenv("HOME", str(home))
+    netrc = home / ".netrc"
+    netrc.write_text(f"machine api.wandb.ai login user password {canaries[-1]}\n")
+    netrc.chmod(0o600)
+    return canaries
+
+
+def where_canaries_are(canaries: list[str], directory: Path) -> list[str]:
+    """Files below a directory with one in their name or bytes; there must be files at all."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    return [
+        str(path)
+        for path in files
+        for canary in canaries
+        if canary.encode() in path.read_bytes() or canary in str(path)
+    ]
+
+
+def open_to_others(directory: Path) -> list[str]:
+    """Files and directories below a directory, itself included, that others may use."""
+    paths = [directory, *directory.rglob("*")]
+    return [str(path) for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077]

@@ -33,6 +33,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 JobRequeue=0
+Licenses=swin:4
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -40,7 +41,7 @@ KillWait=5
 SlurmdTimeout=15
 SlurmdParameters=config_overrides
 NodeName=127.0.0.[2-3] NodeHostname={host} Port=[{ports[1]}-{ports[2]}] CPUs=8 RealMemory=8000 \
-Gres=gpu:8
+Gres=gpu:8 Features=fast,large
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1
 PartitionName=grace Nodes=ALL PriorityTier=0 GraceTime=15
 PartitionName=high Nodes=ALL PriorityTier=10
