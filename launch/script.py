@@ -45,6 +45,7 @@ class JobSpec:
         cluster: the site's facts and the user's wishes.
         excluded: nodes not to use besides ``cluster.exclude``.
         after: jobs that must succeed first; if one fails, this one is removed.
+        follows: a job that must have ended first, in whatever way; instead of ``after``.
         elements: number of supervisors of a job array; None for a plain job.
         concurrent: most elements that run at a time; None for all.
     """
@@ -56,12 +57,19 @@ class JobSpec:
     cluster: ClusterConfig
     excluded: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    follows: str | None = None
     elements: int | None = None
     concurrent: int | None = None
 
 
 def spec_of(
-    run: RunDirectory, config: RunConfig, ranks_per_node: int, after: Sequence[str] = ()
+    run: RunDirectory,
+    config: RunConfig,
+    ranks_per_node: int,
+    after: Sequence[str] = (),
+    *,
+    follows: str | None = None,
+    excluded: Sequence[str] = (),
 ) -> JobSpec:
     """The job of a single run."""
     return JobSpec(
@@ -70,7 +78,9 @@ def spec_of(
         directory=run.code_path,
         ranks_per_node=ranks_per_node,
         cluster=config.cluster,
+        excluded=tuple(excluded),
         after=tuple(after),
+        follows=follows,
     )
 
 
@@ -241,7 +251,7 @@ def _parameters(spec: JobSpec) -> dict[str, Any]:
         "mail_type": ",".join(cluster.mail_type) or None,
         "mail_user": cluster.mail_user,
         "setup": list(cluster.setup) or None,
-        "dependency": "afterok:" + ":".join(spec.after) if spec.after else None,
+        "dependency": _dependency(spec),
         "array_parallelism": spec.concurrent or spec.elements or 1,
         "signal_delay_s": cluster.signal_lead_seconds,
         "stderr_to_stdout": True,
@@ -251,11 +261,17 @@ def _parameters(spec: JobSpec) -> dict[str, Any]:
     }
 
 
+def _dependency(spec: JobSpec) -> str | None:
+    if spec.follows is not None:
+        return f"afterany:{spec.follows}"
+    return "afterok:" + ":".join(spec.after) if spec.after else None
+
+
 def _additional(spec: JobSpec) -> dict[str, Any]:
     """Options that submitit has no name for."""
     options: dict[str, Any] = {
         # Requeueing must be asked for where the site's default forbids it.
-        "requeue": True,
+        "no-requeue" if spec.cluster.requeue == "never" else "requeue": True,
         "chdir": str(spec.directory),
         "kill-on-invalid-dep": "yes",
     }

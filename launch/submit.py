@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from launch.nodes import excluded_nodes
 from launch.script import (
     JobSpec,
     last_line,
@@ -108,19 +109,31 @@ def submit_local(
 
 
 def submit_slurm(
-    run: RunDirectory, *, after: Sequence[str] = (), command: Sequence[str] | None = None
+    run: RunDirectory,
+    *,
+    after: Sequence[str] = (),
+    follows: str | None = None,
+    command: Sequence[str] | None = None,
 ) -> Job:
     """Put one run into Slurm's queue.
 
     Args:
         run: created run directory.
         after: jobs that must succeed first; if one fails, this job is removed.
+        follows: a job that must have ended first, in whatever way.
         command: what every rank runs; None is the trainer.
 
     Raises:
         LaunchError: Slurm refuses the job.
     """
-    spec = spec_of(run, run.read_config(), layout_of(run).ranks_per_node, after)
+    spec = spec_of(
+        run,
+        run.read_config(),
+        layout_of(run).ranks_per_node,
+        after,
+        follows=follows,
+        excluded=excluded_nodes(run),
+    )
     (job,) = submit_array([run], spec, command=command)
     return job
 

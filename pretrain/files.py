@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,34 @@ def make_private(path: Path) -> None:
         return
     make_private(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
+
+
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a small JSON object as `replace_text` does, and the directory for it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON object to a file of lines, whole and on the disk before this returns.
+
+    A line that somebody else left torn costs itself only.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        length = os.fstat(descriptor).st_size
+        torn = length > 0 and os.pread(descriptor, 1, length - 1) != b"\n"
+        os.write(descriptor, (("\n" if torn else "") + json.dumps(record) + "\n").encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -218,7 +218,16 @@ class ClusterConfig(Section):
     container_python: ContainerPython = "python3"
     """The image's Python, with this project's dependencies."""
     max_attempts_without_progress: PositiveInt = 3
-    """Attempts that may end badly without a newer checkpoint before the job gives up."""
+    """Attempts that may end badly without a newer checkpoint, or crash at one and the same step,
+    before the job gives up."""
+    requeue: Literal["requeue", "resubmit", "never"] = "requeue"
+    """What brings a job back that its supervisor cannot go on with: ``scontrol requeue`` (another
+    job where that is refused), always another job, or only a person."""
+    launch_timeout_seconds: PositiveInt = 300
+    """Until ``srun`` must have started every rank."""
+    start_timeout_seconds: PositiveInt = 2400
+    """Until the ranks must have found each other; more than
+    ``engine.collective_timeout_seconds``."""
 
     @property
     def shortest_limit_minutes(self) -> int:
