@@ -1,7 +1,6 @@
 """Watching runs from their files: a bar on a terminal, plain lines elsewhere, and how it ended."""
 
 import contextlib
-import os
 import re
 import shlex
 import signal
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from launch.alerts import Alerts
 from launch.ledger import Attempt, read_attempts
+from launch.lookup import name_for_commands
 from launch.status import Queue, Status, look
+from launch.stopping import EXIT_INTERRUPTED, stop_local
 from launch.submit import read_job
 from launch.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, NEXT_IN_WORDS, log_tail
 from pretrain.config.load import CONFIGS_DIR
 from pretrain.run_directory import RunDirectory
-from pretrain.run_lock import is_alive, lock_holder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -33,26 +33,36 @@ SILENT_SECONDS = 60.0
 BAR_COLUMNS = 80
 """Narrower terminals show how far and how long, and neither bar nor numbers."""
 TIME_LEFT = "time left"
-EXIT_INTERRUPTED = 130
 
+_ELSEWHERE = {
+    "status": "its state:     ",
+    "logs --follow": "its log:       ",
+    "follow": "watch it again:",
+    "stop": "save and end:  ",
+}
 _CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED}
 _TRAINING = ("starting", "training", "evaluating", "saving")
 
 
-def follow(runs: Sequence[RunDirectory]) -> int:
+def follow(runs: Sequence[RunDirectory], *, watch_only: bool = False) -> int:
     """Show submitted runs in turn until each is at its end, or one ends otherwise than done.
 
     The first Ctrl-C asks a local run to save and stop, the second ends it at once; a Slurm job is
     only left alone.
 
+    Args:
+        runs: their directories.
+        watch_only: Ctrl-C leaves a local run alone too.
+
     Returns:
-        0 done, 70 failed, 75 stopped, 130 when leaving a Slurm job to itself.
+        0 done, 70 failed, 75 stopped, 130 when leaving a job to itself.
     """
     queue = Queue()
     chain = [run.path.name for run in runs]
     with _interrupts() as interrupts, _screen() as (say, bar):
         for run in runs:
-            code = _Follower(run, chain, queue, say, bar, interrupts).to_the_end()
+            follower = _Follower(run, chain, queue, say, bar, interrupts, watch_only=watch_only)
+            code = follower.to_the_end()
             if code != EXIT_DONE:
                 return code
     return EXIT_DONE
@@ -68,23 +78,6 @@ def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:
     return " | ".join(parts)
 
 
-def stop_local(run: RunDirectory, status: Status, *, now: bool) -> bool:
-    """Ask the supervisor of a local run to save and stop, or to end at once.
-
-    Returns:
-        Whether there was somebody to ask.
-    """
-    holder = lock_holder(run) or {}
-    if holder.get("host") == os.uname().nodename and is_alive(holder["pid"], holder["ticks"]):
-        os.kill(holder["pid"], signal.SIGQUIT if now else signal.SIGTERM)
-        return True
-    job = status.job
-    if job is not None and job.ticks is not None and is_alive(int(job.job_id), job.ticks):
-        os.kill(int(job.job_id), signal.SIGTERM)
-        return True
-    return False
-
-
 class _Follower:
     """What has been said about one run, and what is new."""
 
@@ -96,7 +89,10 @@ class _Follower:
         say: Callable[[str], None],
         bar: "Progress | None",
         interrupts: list[int],
+        *,
+        watch_only: bool,
     ) -> None:
+        self._watch_only = watch_only
         self._run = run
         self._name = run.path.name
         self._chain = chain
@@ -190,12 +186,12 @@ class _Follower:
         """Act on Ctrl-C; False when there is nothing more to watch."""
         self._answered = len(self._interrupts)
         job = status.job
-        if job is not None and job.executor == "slurm":
-            self._say(f"{self._name}: job {job.job_id} goes on without this window")
-            self._say(f"  its state: squeue -j {job.job_id}")
-            self._say(f"  its log:   tail -f {self._run.rank_log(_number(status), 0)}")
-            self._say(f"  end it:    scancel {job.job_id}   (it saves first)")
-            self._say("  watch it again: the same command with --follow")
+        if self._watch_only or (job is not None and job.executor == "slurm"):
+            self._say(f"{self._name}: goes on without this window")
+            for verb, meaning in _ELSEWHERE.items():
+                self._say(
+                    f"  {meaning} python launch/runs.py {verb} {name_for_commands(self._run)}"
+                )
             return False
         now = self._answered > 1
         if not stop_local(self._run, status, now=now):
@@ -297,10 +293,6 @@ def _numbers(progress: dict[str, Any], *, now: float) -> list[str]:
     if written is not None and now - written > SILENT_SECONDS:
         parts.append(f"no news for {now - written:.0f} s")
     return parts
-
-
-def _number(status: Status) -> int:
-    return status.attempt.number if status.attempt else 1
 
 
 @contextlib.contextmanager

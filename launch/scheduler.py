@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pretrain.errors import LaunchError
@@ -21,11 +22,13 @@ class JobState:
         state: Slurm's word, such as ``PENDING``.
         reason: why it waits, in Slurm's word.
         start: when it started or is expected to, as Slurm prints it.
+        nodes: those it has, as Slurm writes lists of nodes; empty while it has none.
     """
 
     state: str
     reason: str
     start: str
+    nodes: str = ""
 
 
 def why_no_slurm() -> str | None:
@@ -60,7 +63,62 @@ def job_state(job_id: str) -> JobState | None:
         state=fields.get("JobState", "UNKNOWN"),
         reason=fields.get("Reason", ""),
         start=fields.get("StartTime", ""),
+        nodes=fields.get("NodeList", "").replace("(null)", ""),
     )
+
+
+def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
+    """The states of many jobs, from one question; those Slurm has forgotten are left out.
+
+    Raises:
+        LaunchError: Slurm does not answer; nothing is known then.
+    """
+    if not job_ids:
+        return {}
+    # Each element of an array on a line of its own, however its job ended.
+    answer = _run(
+        ["squeue", "-h", "--array", "--states=all", "-o", "%i|%T|%r|%S|%N", "-j", ",".join(job_ids)]
+    )
+    if answer.returncode != 0:
+        if "Invalid job id" in answer.stderr:  # said where a single one is asked for
+            return {}
+        raise LaunchError(f"squeue: {answer.stderr.strip() or 'failed'}")
+    rows = (line.split("|", 4) for line in answer.stdout.splitlines())
+    return {row[0]: JobState(*row[1:]) for row in rows if len(row) == 5}
+
+
+def cancel_pending(job_id: str) -> None:
+    """Take a job out of the queue; one that has started is left alone.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    _scancel("--state=PENDING", job_id)
+
+
+def cancel(job_id: str) -> None:
+    """End a job as Slurm does it: SIGTERM to all it runs, and SIGKILL after ``KillWait``.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    _scancel(job_id)
+
+
+def signal_batch(job_id: str, name: str) -> None:
+    """Send a signal, such as ``TERM``, to the batch process of a job and to nothing else of it.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    _scancel("--batch", f"--signal={name}", job_id)
+
+
+def _scancel(*arguments: str) -> None:
+    answer = _run(["scancel", *arguments])
+    over = any(word in answer.stderr for word in ("Invalid job id", "already completing"))
+    if answer.returncode != 0 and not over:
+        raise LaunchError(f"scancel {' '.join(arguments)}: {answer.stderr.strip() or 'failed'}")
 
 
 def requeue(job_id: str) -> str | None:

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,22 +60,42 @@ def main(arguments: list[str]) -> int:
     if options.plan:
         print("\n\n".join(render(part.config, part.plan) for part in map(_plan, configs)))
         return 0
+    if options.dry_run:
+        _check(configs)
+        _show(configs, slurm=configs[0].cluster.executor == "slurm")
+        return 0
+    return launch(
+        configs, command=["python", "launch/slurm.py", *arguments], follow_on=options.follow
+    )
+
+
+def launch(configs: list[RunConfig], *, command: Sequence[str], follow_on: bool | None) -> int:
+    """Check, plan and submit runs, and follow them.
+
+    Args:
+        configs: of the runs, each after the one it starts from; all for the same executor.
+        command: what was typed, for the record.
+        follow_on: watch until the end; None does so for runs on this machine.
+
+    Returns:
+        0, or when following the exit code of the runs: 70 failed, 75 stopped.
+
+    Raises:
+        PretrainError: anything that cannot be launched; nothing was written then.
+    """
     _check(configs)
     slurm = configs[0].cluster.executor == "slurm"
-    if options.dry_run:
-        _show(configs, slurm=slurm)
-        return 0
     _build_missing(configs)
     parts = [_plan(config) for config in configs]
     for part in parts:
         print(render(part.config, part.plan), flush=True)
-    active = _launch(parts, slurm=slurm, command=["python", "launch/slurm.py", *arguments])
-    if options.follow or (options.follow is None and not slurm):
+    active = _launch(parts, slurm=slurm, command=command)
+    if follow_on or (follow_on is None and not slurm):
         from launch.follow import follow
 
         return follow([part.run for part in parts])
     if active:
-        print("watch: the same command with --follow")
+        print("watch: the same command with --follow, or python launch/runs.py follow RUN")
     return 0
 
 
@@ -237,7 +258,7 @@ def _rank_line(run: RunDirectory) -> str:
     return shlex.join(rank_command(run))
 
 
-def _launch(parts: list[Part], *, slurm: bool, command: list[str]) -> list[RunDirectory]:
+def _launch(parts: list[Part], *, slurm: bool, command: Sequence[str]) -> list[RunDirectory]:
     """Submit what is neither done nor active; return all that is active now, in order."""
     queue = Queue(seconds=0)
     with ExitStack() as stack:
