@@ -6,16 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launch.decide import NEXT_IN_WORDS
 from launch.lookup import runs_below
 from launch.standing import Standing, attempt_rows, disk_bytes, standing_of
 from launch.status import Queue
-from launch.supervisor import NEXT_IN_WORDS
 from launch.tables import age, aligned, duration, one_line, print_table, size
 from pretrain.run_directory import RunDirectory
 
 HEADINGS = (
     "name", "state", "step", "total", "time left", "images/s", "job", "attempts", "checkpoint",
 )  # fmt: skip
+NODES_SHOWN = 8
 RIGHT = set(HEADINGS) - {"name", "state", "job"}
 
 
@@ -126,7 +127,9 @@ def _facts(standing: Standing) -> list[tuple[str, str]]:
     if standing.job is not None:
         facts.append(("job", f"{standing.job} ({standing.executor})"))
     if standing.nodes:
-        facts.append(("nodes", standing.nodes))
+        more = len(standing.nodes) - NODES_SHOWN
+        names = ", ".join(standing.nodes[:NODES_SHOWN])
+        facts.append(("nodes", f"{names} and {more} more" if more > 0 else names))
     return facts
 
 
@@ -154,12 +157,18 @@ def _checkpoint(standing: Standing) -> str:
 
 def _attempt_cells(row: dict[str, Any]) -> list[str]:
     before, after = row["checkpoint_step_before"], row["checkpoint_step_after"]
-    outcome = row["outcome"] or "no end"
-    follows = NEXT_IN_WORDS.get(row["next"], "") if row["next"] else ""
-    reason = "; ".join(part for part in (row["reason"], follows) if part)
-    steps = f"step {before or 0} to {'?' if after is None else after}"
     began = time.strftime("%d %b %H:%M", time.localtime(row["start_time"]))
-    return [str(row["attempt"]), began, row["host"], outcome, steps, reason]
+    took = "" if row["end_time"] is None else duration(row["end_time"] - row["start_time"])
+    lost = f"{row['lost_steps']:,} steps lost" if row["lost_steps"] else ""
+    follows = NEXT_IN_WORDS[row["next"]] if row["next"] else ""
+    return [
+        str(row["attempt"]),
+        began,
+        took,
+        row["cause"] or row["outcome"] or "no end",
+        f"step {before or 0:,} to {'?' if after is None else f'{after:,}'}",
+        "; ".join(part for part in (row["reason"], lost, follows) if part),
+    ]
 
 
 def _count(value: float | None) -> str:

@@ -1,12 +1,12 @@
 """The verb ``logs``: what ranks and supervisors printed, from any shell."""
 
-import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.logs import last_lines
 from launch.status import Queue, look
 from launch.submit import read_job
 from launch.tables import one_line
@@ -60,44 +60,11 @@ def show_logs(
     return _follow(run, path, rank, lines, supervisor=supervisor, moves_on=attempt is None)
 
 
-def newest_lines(run: RunDirectory, count: int) -> list[str]:
-    """The last lines of rank zero's log in the newest attempt; none where there is no log."""
-    numbers = attempt_numbers(run)
-    path = run.rank_log(numbers[-1], 0) if numbers else None
-    return last_lines(path, count) if path is not None and path.exists() else []
-
-
 def attempt_numbers(run: RunDirectory) -> list[int]:
     """The attempts that have logs, in order."""
     if not run.attempts_dir.is_dir():
         return []
     return sorted(int(entry.name) for entry in run.attempts_dir.iterdir() if entry.name.isdigit())
-
-
-def last_lines(path: Path, count: int, *, end: int | None = None) -> list[str]:
-    """The last lines of a text file, of which little more is read; undecodable bytes as �.
-
-    Args:
-        path: of the file.
-        count: of lines.
-        end: take the file as this many bytes long.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        start = file.seek(0, os.SEEK_END) if end is None else end
-        found = b""
-        # One more than asked for: the first may be a part.
-        while start > 0 and found.count(b"\n") <= count:
-            size = min(BLOCK_BYTES, start)
-            start -= size
-            file.seek(start)
-            found = file.read(size) + found
-    lines = found.decode("utf-8", errors="replace").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return lines[-count:] if count else []
 
 
 def _log(run: RunDirectory, number: int, rank: int, *, supervisor: bool) -> Path:

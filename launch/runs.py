@@ -1,8 +1,10 @@
 """The command that looks after runs: ``python launch/runs.py list|status|follow|logs|stop|…``."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -12,11 +14,13 @@ if __name__ == "__main__":
 from launch.cleaning import clean_run
 from launch.follow import follow
 from launch.listing import list_runs, show_status
+from launch.logs import log_tail
 from launch.lookup import RUNS_DIR, find_run
-from launch.reading import newest_lines, show_logs
+from launch.reading import attempt_numbers, show_logs
 from launch.resuming import resume_run
 from launch.stopping import stop_run
 from launch.submit import read_job
+from launch.why import explain, text
 from pretrain.errors import run_command
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import lock_holder
@@ -48,7 +52,8 @@ def _status(run: RunDirectory, options: argparse.Namespace) -> int:
 
 
 def _follow(run: RunDirectory, options: argparse.Namespace) -> int:
-    for line in newest_lines(run, FOLLOW_LINES):
+    attempts = attempt_numbers(run)
+    for line in log_tail(run.rank_log(attempts[-1], 0), FOLLOW_LINES) if attempts else []:
         print(line)
     job = read_job(run)
     if lock_holder(run) and job is not None and job.executor == "local":
@@ -77,6 +82,16 @@ def _resume(run: RunDirectory, options: argparse.Namespace) -> int:
     return resume_run(run, options.overrides, command=options.typed, follow_on=options.follow)
 
 
+def _why(run: RunDirectory, options: argparse.Namespace) -> int:
+    explanation = explain(run)
+    print(
+        json.dumps(asdict(explanation), indent=1, default=str)
+        if options.json
+        else text(explanation)
+    )
+    return 0
+
+
 def _clean(run: RunDirectory, options: argparse.Namespace) -> int:
     return clean_run(
         run, keep_checkpoints=options.checkpoints, everything=options.all, agreed=options.yes
@@ -90,6 +105,7 @@ _VERBS: dict[str, Callable[[RunDirectory, argparse.Namespace], int]] = {
     "stop": _stop,
     "resume": _resume,
     "clean": _clean,
+    "why": _why,
 }
 
 
@@ -127,11 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume = verbs.add_parser("resume", help="go on with a run that ended")
     clean = verbs.add_parser("clean", help="remove what is no longer needed; asks first")
-    for verb in (status, following, logs, stop, resume, clean):
+    why = verbs.add_parser("why", help="why a run ended or does not move, and what to do next")
+    for verb in (status, following, logs, stop, resume, clean, why):
         verb.add_argument("run", metavar="RUN", help="name or path of the run")
-    for verb in (listing, status, following, logs, stop, resume, clean):
+    for verb in (listing, status, following, logs, stop, resume, clean, why):
         verb.add_argument("--runs-dir", default=RUNS_DIR, metavar="PATH", help="default: runs")
-    for verb in (listing, status):
+    for verb in (listing, status, why):
         verb.add_argument("--json", action="store_true", help="for programs")
     _add_logs(logs)
     _add_resume(resume)

@@ -8,15 +8,14 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from launch.ledger import Attempt, read_attempts
-from launch.scheduler import JobState
+from launch.ledger import Attempt, Next, read_attempts
 from launch.status import Phase, Queue, Status, look
-from launch.submit import Job, read_job
+from launch.submit import read_job
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError, PretrainError
 from pretrain.files import read_json
@@ -43,7 +42,7 @@ class Standing:
         problems: what is wrong with the directory, one line each.
         executor: ``local`` or ``slurm``.
         job: id of the job that has or had it.
-        nodes: machines it runs on, or ran on last.
+        nodes: names of the machines it runs on, or ran on last.
         launched_time: when it was launched last, unix seconds.
         step: optimizer steps done.
         total_steps: of the whole run.
@@ -69,7 +68,7 @@ class Standing:
     problems: tuple[str, ...]
     executor: str | None
     job: str | None
-    nodes: str | None
+    nodes: tuple[str, ...]
     launched_time: float | None
     step: int | None
     total_steps: int | None
@@ -125,7 +124,7 @@ def standing_of(run: RunDirectory, queue: Queue, *, now: float) -> Standing:
         problems=tuple(dict.fromkeys(problems)),
         executor=job.executor if job else None,
         job=job.job_id if job else None,
-        nodes=_nodes(job, newest, queue),
+        nodes=(newest.nodes or (newest.host,)) if newest else (),
         launched_time=_try(problems, lambda: _launched_time(run), None),
         step=step,
         total_steps=_whole(progress, "total_steps") or _whole(plan, "total_steps"),
@@ -226,11 +225,13 @@ def _attempts(run: RunDirectory, problems: list[str]) -> list[Attempt]:
 
 
 def _is_sound(attempt: Attempt) -> bool:
-    steps = (attempt.checkpoint_step_before, attempt.checkpoint_step_after)
+    steps = (attempt.checkpoint_step_before, attempt.checkpoint_step_after, attempt.lost_steps)
     return (
         isinstance(attempt.start_time, int | float)
+        and isinstance(attempt.end_time, int | float | None)
         and all(isinstance(text, str) for text in (attempt.job, attempt.host, attempt.reason))
         and all(step is None or isinstance(step, int) for step in steps)
+        and (attempt.next is None or attempt.next in get_args(Next))
     )
 
 
@@ -264,13 +265,6 @@ def _checkpoint(run: RunDirectory) -> tuple[int | None, float | None]:
         if path.exists():
             return step, path.stat().st_mtime
     return step, None
-
-
-def _nodes(job: Job | None, attempt: Attempt | None, queue: Queue) -> str | None:
-    if job is None or job.executor == "local":
-        return attempt.host if attempt else job.host if job else None
-    answer: JobState | None = queue.known(job.job_id)
-    return (answer.nodes if answer else "") or (attempt.host if attempt else None)
 
 
 def _launched_time(run: RunDirectory) -> float | None:

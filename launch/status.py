@@ -76,10 +76,6 @@ class Queue:
         for job_id, attempt in asked.items():
             self._answers[job_id] = (now, attempt, answers.get(job_id))
 
-    def known(self, job_id: str) -> scheduler.JobState | None:
-        """The last answer about a job, without asking; None where there is none."""
-        return self._answers.get(job_id, (0.0, None, None))[2]
-
     def state(self, job_id: str, attempt: Attempt | None) -> scheduler.JobState | None:
         """The job's state; None once Slurm has forgotten it.
 

@@ -166,7 +166,11 @@ def _note_cancelled(run: RunDirectory, status: Status) -> Status:
     if job is None or job.executor != "slurm" or status.phase not in ("stopped", "lost"):
         return status
     newest = status.attempt
-    if newest is not None and newest.job == job.job_id and newest.next != "requeue":
+    if (
+        newest is not None
+        and newest.job == job.job_id
+        and newest.next not in ("requeue", "resubmit")
+    ):
         return status  # the ledger tells more
     write_job(run, replace(job, cancelled_time=time.time()))
     return look(run, Queue(seconds=0))

@@ -20,7 +20,7 @@ _COLOURS = {
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str]
 ) -> None:
-    """Print rows below headings; a terminal too narrow folds cells, a pipe never does.
+    """Print rows below headings; a terminal too narrow for all columns shows the first ones.
 
     Args:
         headings: one for each column.
@@ -94,10 +94,17 @@ def _print_rich(
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False)
     plain = bool(os.environ.get("NO_COLOR"))  # rich itself would still embolden
     table = Table(box=None, pad_edge=False, header_style="" if plain else "bold")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in right else "left")
+    width = -len(GAP)
+    for index, heading in enumerate(headings):
+        width += max(len(cells[index]) for cells in (headings, *rows)) + len(GAP)
+        if index > 0 and width > console.width:
+            break
+        justify = "right" if heading in right else "left"
+        table.add_column(heading, justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*[Text(cell, "" if plain else _COLOURS.get(cell, "")) for cell in row])
-    Console(highlight=False).print(table)
+        shown = row[: len(table.columns)]
+        table.add_row(*[Text(cell, "" if plain else _COLOURS.get(cell, "")) for cell in shown])
+    console.print(table)

@@ -66,10 +66,10 @@ def test_a_running_and_a_pending_job_are_shown_and_stopped(project: FakeProject)
     code, output = project.look_after("list", "--json")
     found = {item["name"]: item for item in json.loads(output)["runs"]}
     assert (found["first"]["state"], found["waiting"]["state"]) == ("running", "waiting")
-    assert found["first"]["nodes"] == "127.0.0.[2-3]"
+    assert found["first"]["nodes"] == ["127.0.0.2", "127.0.0.3"]
     assert "Resources" in found["waiting"]["detail"]
     code, output = project.look_after("status", "first")
-    assert "127.0.0.[2-3]" in output
+    assert "127.0.0.2, 127.0.0.3" in output
     code, output = project.look_after("logs", "first", "--rank", "3")
     assert "rank 3 of 4" in output
 

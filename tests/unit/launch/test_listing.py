@@ -17,7 +17,9 @@ from fabricated import (
 )
 
 from launch import scheduler
+from launch.ledger import append_end, append_start
 from launch.listing import list_runs, show_status
+from launch.runs import main
 from launch.scheduler import JobState
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory
@@ -32,9 +34,14 @@ KEYS = {
 }  # fmt: skip
 """What scripts rely on; `status` has these and `MORE_KEYS`."""
 MORE_KEYS = {"disk_bytes", "attempts_made"}
+WHY_KEYS = {
+    "run", "state", "cause", "rank", "node", "phase", "last_step", "saved_step", "lost_steps",
+    "next_action", "log", "details",
+}  # fmt: skip
 ATTEMPT_KEYS = {
     "attempt", "job", "host", "start_time", "checkpoint_step_before", "checkpoint_step_after",
-    "outcome", "reason", "culprit_rank", "next",
+    "outcome", "reason", "culprit_rank", "next", "nodes", "restarts", "cause", "culprit_node",
+    "phase", "last_step", "lost_steps", "end_time",
 }  # fmt: skip
 
 
@@ -70,10 +77,12 @@ def test_the_keys_are_those_written_down(
     assert content["runs"][0].keys() == KEYS
     status = status_of(run, capsys)
     assert status.keys() == KEYS | MORE_KEYS
-    assert status["attempts_made"][0].keys() >= ATTEMPT_KEYS
+    assert status["attempts_made"][0].keys() == ATTEMPT_KEYS
+    assert main(["why", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == WHY_KEYS
     documented = (ROOT / "docs" / "launching.md").read_text()
     section = documented[documented.index("## Living with runs") :]
-    for key in KEYS | MORE_KEYS | ATTEMPT_KEYS | {"runs_dir", "not_runs", "runs"}:
+    for key in KEYS | MORE_KEYS | ATTEMPT_KEYS | WHY_KEYS | {"runs_dir", "not_runs", "runs"}:
         assert f"`{key}`" in section, key
 
 
@@ -86,7 +95,7 @@ def test_a_running_run_in_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[
     with run_lock(run, "7"):
         status = status_of(run, capsys)
         assert show_status(run, as_json=False) == 0
-    assert (status["state"], status["doing"], status["nodes"]) == ("running", "training", "n1")
+    assert (status["state"], status["doing"], status["nodes"]) == ("running", "training", ["n1"])
     assert (status["step"], status["total_steps"], status["attempts"]) == (120, 1000, 1)
     assert 2990 < status["eta_seconds"] <= 3000  # an hour, as was said ten minutes ago
     assert 1800 <= status["checkpoint_age_seconds"] < 1810
@@ -125,7 +134,7 @@ def test_slurm_is_asked_once_for_all(
         os.utime(run.config_path, (1000 + number,) * 2)
     add_attempt(RunDirectory(tmp_path / "one"), 1, outcome=None, job="1")
     add_progress(RunDirectory(tmp_path / "one"))
-    answers["1"] = JobState("RUNNING", "None", "x", "n[1-2]")
+    answers["1"] = JobState("RUNNING", "None", "x")
     answers["2"] = JobState("PENDING", "Resources", "N/A")
     answers["3"] = JobState("CANCELLED", "None", "N/A")
     asked: list[list[str]] = []
@@ -138,7 +147,7 @@ def test_slurm_is_asked_once_for_all(
     assert list(found) == ["four", "three", "two", "one"], "the one launched last first"
     states = {name: item["state"] for name, item in found.items()}
     assert states == {"one": "running", "two": "waiting", "three": "stopped", "four": "lost"}
-    assert found["one"]["nodes"] == "n[1-2]"
+    assert found["one"]["nodes"] == ["n1"]
     assert found["two"]["detail"] == "pending (Resources)"
     assert [i["name"] for i in listed(tmp_path, capsys, active=True)["runs"]] == ["two", "one"]
 
@@ -277,6 +286,35 @@ def test_the_runs_of_another_user_are_shown_as_far_as_they_can_be_read(tmp_path:
     assert re.search(r"^private +unknown", answer.stdout, re.MULTILINE)
     assert re.search(r"^readable +unknown +- +1,000 ", answer.stdout, re.MULTILINE)
     assert answer.stdout.count("readable: not all of it may be read\n") == 1
+
+
+def test_status_tells_how_attempts_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    append_start(run, 1, job="7", host="n1", checkpoint_step=None, nodes=["n1", "n2"])
+    append_end(
+        run,
+        1,
+        outcome="crashed",
+        next_action="restart",
+        checkpoint_step=1000,
+        reason="rank 3 on n2: killed",
+        culprit_rank=3,
+        cause="rank_died",
+        lost_steps=1234,
+    )
+    nodes = [f"n{number}" for number in range(1, 11)]
+    append_start(run, 2, job="7", host="n1", checkpoint_step=1000, nodes=nodes)
+    show_status(run, as_json=False)
+    said = capsys.readouterr().out
+    assert "nodes       n1, n2, n3, n4, n5, n6, n7, n8 and 2 more" in said
+    assert re.search(
+        r"1  .* 0:00:00  rank_died  step 0 to 1,000  rank 3 on n2: killed; 1,234 steps lost; "
+        r"restarting\n",
+        said,
+    )
+    assert re.search(r"2  .*  no end +step 1,000 to \?\n", said)
 
 
 def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from fabricated import add_attempt, make_run
 
-from launch import reading
-from launch.reading import last_lines, newest_lines, show_logs
+from launch import logs, reading
+from launch.logs import last_lines, log_tail
+from launch.reading import show_logs
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
@@ -82,7 +83,7 @@ def test_before_the_first_attempt_the_jobs_own_log_is_shown(
     (run.submitit_dir / "7_0_log.out").write_text("ModuleNotFoundError: nothing\n")
     show(run)
     assert "ModuleNotFoundError: nothing\n" in capsys.readouterr().out
-    assert newest_lines(run, 5) == []
+    assert log_tail(run.rank_log(1, 0)) == []
 
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 4096])
@@ -90,7 +91,7 @@ def test_before_the_first_attempt_the_jobs_own_log_is_shown(
 def test_last_lines_of_any_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, end: str
 ) -> None:
-    monkeypatch.setattr(reading, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(logs, "BLOCK_BYTES", block_bytes)
     path = tmp_path / "log"
     lines = ["first é", "", "third", "", "täil"]
     path.write_text("\n".join(lines) + end)

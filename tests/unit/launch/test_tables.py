@@ -45,6 +45,16 @@ def test_a_terminal_gets_colours_unless_they_are_not_wanted(
     assert "1,200" in plain
 
 
+def test_a_narrow_terminal_gets_the_first_columns_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    print_table(HEADINGS, ROWS, right={"step"})
+    shown = [line.split() for line in screen.getvalue().splitlines()]
+    assert shown == [["name", "state"], ["first", "running"], ["[red]x?[2J", "done"]]
+
+
 def test_durations_ages_and_sizes() -> None:
     assert [duration(s) for s in (None, 0, 3725.4, 86400 * 3 + 15000)] == [
         *("-", "0:00:00", "1:02:05", "3 d 04:10"),
