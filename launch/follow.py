@@ -62,9 +62,12 @@ def follow(runs: Sequence[RunDirectory], *, watch_only: bool = False) -> int:
     queue = Queue()
     chain = [run.path.name for run in runs]
     with _interrupts() as interrupts, _screen() as (say, bar):
+        answered = 0
         for run in runs:
             follower = _Follower(run, chain, queue, say, bar, interrupts, watch_only=watch_only)
+            follower.answered = answered
             code = follower.to_the_end()
+            answered = follower.answered
             if code != EXIT_DONE:
                 return code
     return EXIT_DONE
@@ -81,7 +84,11 @@ def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:
 
 
 class _Follower:
-    """What has been said about one run, and what is new."""
+    """What has been said about one run, and what is new.
+
+    Attributes:
+        answered: how many of the interrupts were acted on.
+    """
 
     def __init__(
         self,
@@ -103,7 +110,7 @@ class _Follower:
         self._bar = bar
         self._task: TaskID | None = None
         self._interrupts = interrupts
-        self._answered = len(interrupts)
+        self.answered = 0
         self._waiting_for = ""
         self._told: dict[int, Attempt] = {item.number: item for item in self._earlier()}
         self._alerts = Alerts(run.events_path)
@@ -121,7 +128,7 @@ class _Follower:
             if not status.is_active:
                 break
             self._tell_progress(status)
-            if len(self._interrupts) > self._answered and not self._interrupted(status):
+            if len(self._interrupts) > self.answered and not self._interrupted(status):
                 return EXIT_INTERRUPTED
             time.sleep(LOOK_SECONDS)
         if self._bar is not None and self._task is not None:
@@ -186,7 +193,7 @@ class _Follower:
 
     def _interrupted(self, status: Status) -> bool:
         """Act on Ctrl-C; False when there is nothing more to watch."""
-        self._answered = len(self._interrupts)
+        self.answered = len(self._interrupts)
         job = status.job
         if self._watch_only or (job is not None and job.executor == "slurm"):
             self._say(f"{self._name}: goes on without this window")
@@ -195,7 +202,7 @@ class _Follower:
                     f"  {meaning} python launch/runs.py {verb} {name_for_commands(self._run)}"
                 )
             return False
-        now = self._answered > 1
+        now = self.answered > 1
         if not stop_local(self._run, status, now=now):
             return True
         if now:
