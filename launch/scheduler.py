@@ -247,6 +247,16 @@ def _scancel(*arguments: str) -> None:
         raise LaunchError(f"scancel {' '.join(arguments)}: {answer.stderr.strip() or 'failed'}")
 
 
+def nodes_text(form: str) -> str | None:
+    """What ``sinfo`` prints of all partitions, a line for equal nodes; None where it fails.
+
+    Raises:
+        LaunchError: Slurm does not answer.
+    """
+    answer = _run(["sinfo", "--all", "--exact", "--noheader", "--format", form])
+    return answer.stdout if answer.returncode == 0 else None
+
+
 def first_node_address() -> str:
     """The address at which all nodes of this job reach its first one.
 
