@@ -58,6 +58,8 @@ def clean_run(
     with locked(run.submit_lock_path), run_lock(run, "clean") as held:
         if not held:
             raise LaunchError(f"{run.path.name}: has become active; stop it first")
+        if keep_checkpoints is not None:
+            print(f"{run.path.name}: reading the newest checkpoints to the last byte", flush=True)
         items, notes = _whole(run) if everything else find_items(run, keep_checkpoints)
         rows = [[item.what, size(item.size_bytes), str(item.path)] for item in items]
         for line in aligned(rows, [False, True, False]):
