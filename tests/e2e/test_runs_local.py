@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_project import FakeProject, clean_environment, processes_of
+from fake_project import FakeProject, processes_of
 
 from launch.ledger import read_attempts
 from launch.submit import read_job
@@ -97,15 +95,6 @@ def test_a_run_is_looked_after_from_start_to_end(project: FakeProject, run: RunD
     assert run.read_config().log.every_steps == 7
     assert [attempt.outcome for attempt in read_attempts(run)] == ["stopped", "done"]
     nothing_is_left(run)
-
-
-def test_bad_input_is_one_line_and_exit_code_two(project: FakeProject) -> None:
-    project.runs.mkdir()
-    assert project.look_after("status", "frist") == (
-        2,
-        f"error: RUN frist: no such run in {project.runs}; there are none; give --runs-dir PATH "
-        "or the path of a run\n",
-    )
 
 
 @pytest.mark.slow
@@ -203,18 +192,3 @@ def test_a_launcher_killed_while_it_submits_leaves_something_to_resume(
     assert code == 0, output
     assert run.is_done()
     nothing_is_left(run)
-
-
-def test_every_verb_loads_nothing_heavy(project: FakeProject) -> None:
-    project.runs.mkdir()
-    answer = subprocess.run(
-        [sys.executable, "-X", "importtime", "source/launch/runs.py", "list"],
-        cwd=project.root.parent,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
-    assert "launch.resuming" in loaded
-    assert not loaded & {"torch", "submitit", "rich", "wandb", "numpy", "deepspeed"}
