@@ -69,6 +69,7 @@ class Recorder:
         self._state: State = "starting"
         self._progress_time = float("-inf")
         self._end_time: float | None = None
+        self._unsaid_step: int | None = None
         self._last_checkpoint_step = resume_step or None
         self._latest: dict[str, float] = {}
         self._last_step = resume_step
@@ -191,10 +192,13 @@ class Recorder:
         self._expect(eta_seconds)
         if last_checkpoint_step is not None:
             self._last_checkpoint_step = last_checkpoint_step
-        now = time.monotonic()
-        if not news and now - self._progress_time < PROGRESS_SECONDS:
-            return
-        self._progress_time = now
+        self._unsaid_step = step
+        if news or time.monotonic() - self._progress_time >= PROGRESS_SECONDS:
+            self._stand(step)
+
+    def _stand(self, step: int) -> None:
+        self._progress_time = time.monotonic()
+        self._unsaid_step = None
         standing = json.dumps(plain(self._standing(step))) + "\n"
         # Whoever follows the run sees an old one; the next may find room again.
         with contextlib.suppress(OSError):
@@ -251,6 +255,8 @@ class Recorder:
         """Finish the mirror (within its time limit) and close the files; again does nothing."""
         if not self._writes:
             return
+        if self._unsaid_step is not None:  # after an error: how far it came
+            self._stand(self._unsaid_step)
         self._close_files()
         self._writes = False
 
