@@ -40,6 +40,7 @@ class Job:
         time: when, unix seconds.
         log: what the supervisor prints.
         ticks: start of the local controller in clock ticks; None under Slurm.
+        cancelled_time: when it was taken out of Slurm's queue on request; None otherwise.
     """
 
     executor: Literal["local", "slurm"]
@@ -48,6 +49,12 @@ class Job:
     time: float
     log: str
     ticks: int | None = None
+    cancelled_time: float | None = None
+
+
+def write_job(run: RunDirectory, job: Job) -> None:
+    """Record which job has a run."""
+    replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
 
 
 def read_job(run: RunDirectory) -> Job | None:
@@ -171,7 +178,7 @@ def submit_array(
     host, now = os.uname().nodename, time.time()
     jobs = [Job("slurm", one.job_id, host, now, str(one.paths.stdout)) for one in submitted]
     for run, job in zip(runs, jobs, strict=True):
-        replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
+        write_job(run, job)
     return jobs
 
 
@@ -203,7 +210,7 @@ def _start_controller(
         ticks=start_ticks(int(submitted.job_id)),
     )
     for run in runs:
-        replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
+        write_job(run, job)
 
 
 if __name__ == "__main__":
