@@ -19,7 +19,6 @@ from launch.status import Queue, look
 from pretrain.config.schema import RunConfig
 from pretrain.convert.targets import check_target
 from pretrain.errors import LaunchError
-from pretrain.evaluate.measure import find_split
 from pretrain.plan.results import ResultsPlan, evaluated_sets
 from pretrain.preflight import (
     check_initial_weights,
@@ -139,6 +138,8 @@ def _check_data(config: RunConfig, built: Collection[str]) -> Part:
     if config.task == "results":
         for layout in config.results.convert:
             check_target(config.model, layout)
+        from pretrain.evaluate.measure import find_split  # brings numpy
+
         for path, split in evaluated_sets(config):
             if path not in built:
                 find_split(config.data.model_copy(update={"path": path}), split, World())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.container import paths_of
-from launch.nodes import excluded_nodes
 from pretrain.config.cluster import SIGNAL_MARGIN_SECONDS, ClusterConfig
 from pretrain.config.schema import RunConfig
 from pretrain.credentials import secrets_of
@@ -46,7 +45,7 @@ class JobSpec:
         cluster: the site's facts and the user's wishes.
         excluded: nodes not to use besides ``cluster.exclude``.
         after: jobs that must succeed first; if one fails, this one is removed.
-        follows: a job that must have ended first, in whatever way; None for none.
+        follows: a job that must have ended first, in whatever way; instead of ``after``.
         elements: number of supervisors of a job array; None for a plain job.
         concurrent: most elements that run at a time; None for all.
     """
@@ -68,16 +67,18 @@ def spec_of(
     config: RunConfig,
     ranks_per_node: int,
     after: Sequence[str] = (),
+    *,
     follows: str | None = None,
+    excluded: Sequence[str] = (),
 ) -> JobSpec:
-    """The job of a single run, off the nodes that it does not take any more."""
+    """The job of a single run."""
     return JobSpec(
         name=config.name,
         folder=run.submitit_dir,
         directory=run.code_path,
         ranks_per_node=ranks_per_node,
         cluster=config.cluster,
-        excluded=tuple(excluded_nodes(run)),
+        excluded=tuple(excluded),
         after=tuple(after),
         follows=follows,
     )
@@ -226,12 +227,6 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
 
 
-def _dependency(spec: JobSpec) -> str | None:
-    if spec.follows is not None:
-        return f"afterany:{spec.follows}"
-    return "afterok:" + ":".join(spec.after) if spec.after else None
-
-
 def _parameters(spec: JobSpec) -> dict[str, Any]:
     """What submitit is told; None leaves the matter to the site."""
     cluster = spec.cluster
@@ -266,11 +261,17 @@ def _parameters(spec: JobSpec) -> dict[str, Any]:
     }
 
 
+def _dependency(spec: JobSpec) -> str | None:
+    if spec.follows is not None:
+        return f"afterany:{spec.follows}"
+    return "afterok:" + ":".join(spec.after) if spec.after else None
+
+
 def _additional(spec: JobSpec) -> dict[str, Any]:
     """Options that submitit has no name for."""
     options: dict[str, Any] = {
         # Requeueing must be asked for where the site's default forbids it.
-        "requeue": True,
+        "no-requeue" if spec.cluster.requeue == "never" else "requeue": True,
         "chdir": str(spec.directory),
         "kill-on-invalid-dep": "yes",
     }

@@ -37,30 +37,53 @@ def main(arguments: list[str]) -> int:
     if options.plan:
         _print_plans([plan_part(config) for config in configs])
         return 0
-    check_request(request)
-    for warning in check(configs):
-        print(f"warning: {warning}", file=sys.stderr)
-    slurm = configs[0].cluster.executor == "slurm"
     if options.dry_run:
-        _show(request, slurm=slurm)
+        _check(request)
+        _show(request, slurm=configs[0].cluster.executor == "slurm")
         return 0
+    command = ["python", "launch/slurm.py", *arguments]
+    return launch(request, command=command, follow_on=options.follow)
+
+
+def launch(request: Request, *, command: Sequence[str], follow_on: bool | None) -> int:
+    """Check, plan and submit runs, and follow them.
+
+    Args:
+        request: the runs, all for the same executor.
+        command: what was typed, for the record.
+        follow_on: watch until the end; None does so for runs on this machine.
+
+    Returns:
+        0, or when following the exit code of the runs: 70 failed, 75 stopped.
+
+    Raises:
+        PretrainError: anything that cannot be launched; nothing was written then.
+    """
+    _check(request)
+    configs = request.configs
     build_missing(configs)
     parts = [plan_part(config) for config in configs]
     _print_plans(parts)
     active = submit(
         parts,
-        command=["python", "launch/slurm.py", *arguments],
+        command=command,
         sweep=request.sweep,
         concurrent=request.concurrent,
         after=request.after,
     )
-    if options.follow or (options.follow is None and not slurm):
+    if follow_on or (follow_on is None and configs[0].cluster.executor != "slurm"):
         from launch.follow import follow
 
         return follow([part.run for part in parts], independent=request.sweep is not None)
     if active:
-        print("watch: the same command with --follow")
+        print("watch: the same command with --follow, or python launch/runs.py follow RUN")
     return 0
+
+
+def _check(request: Request) -> None:
+    check_request(request)
+    for warning in check(request.configs):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _print_plans(parts: Sequence[Part]) -> None:

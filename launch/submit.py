@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from launch.nodes import excluded_nodes
 from launch.script import (
     JobSpec,
     last_line,
@@ -39,6 +40,7 @@ class Job:
         time: when, unix seconds.
         log: what the supervisor prints.
         ticks: start of the local controller in clock ticks; None under Slurm.
+        cancelled_time: when it was taken out of Slurm's queue on request; None otherwise.
     """
 
     executor: Literal["local", "slurm"]
@@ -47,6 +49,12 @@ class Job:
     time: float
     log: str
     ticks: int | None = None
+    cancelled_time: float | None = None
+
+
+def write_job(run: RunDirectory, job: Job) -> None:
+    """Record which job has a run."""
+    replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
 
 
 def read_job(run: RunDirectory) -> Job | None:
@@ -125,7 +133,14 @@ def submit_slurm(
     Raises:
         LaunchError: Slurm refuses the job.
     """
-    spec = spec_of(run, run.read_config(), layout_of(run).ranks_per_node, after, follows)
+    spec = spec_of(
+        run,
+        run.read_config(),
+        layout_of(run).ranks_per_node,
+        after,
+        follows=follows,
+        excluded=excluded_nodes(run),
+    )
     (job,) = submit_array([run], spec, command=command)
     return job
 
@@ -163,7 +178,7 @@ def submit_array(
     host, now = os.uname().nodename, time.time()
     jobs = [Job("slurm", one.job_id, host, now, str(one.paths.stdout)) for one in submitted]
     for run, job in zip(runs, jobs, strict=True):
-        replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
+        write_job(run, job)
     return jobs
 
 
@@ -195,7 +210,7 @@ def _start_controller(
         ticks=start_ticks(int(submitted.job_id)),
     )
     for run in runs:
-        replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
+        write_job(run, job)
 
 
 if __name__ == "__main__":

@@ -125,13 +125,20 @@ def rename(config: RunConfig, name: str) -> RunConfig:
     return _validate([_Source(f"the run's name '{name}'", values, {})], "config")
 
 
-def read_run(path: Path) -> RunConfig:
+def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a resolved config that `to_yaml` wrote.
 
+    Args:
+        path: of the file.
+        overrides: ``section.field=value`` items that change it, values in YAML.
+
     Raises:
-        ConfigError: the file is missing, damaged or of another version of the schema.
+        ConfigError: the file is missing, damaged or of another version of the schema, or an
+            override does not fit it.
     """
-    return _validate([_read_file(path)], str(path))
+    parsed = [_parse_override(item) for item in overrides]
+    config = _validate([_read_file(path), *parsed], str(path))
+    return _absolute_paths(config) if parsed else config
 
 
 def to_yaml(config: RunConfig) -> str:

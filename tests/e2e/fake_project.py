@@ -71,10 +71,10 @@ class FakeProject:
             "print('key', hashlib.sha256(key).hexdigest())\n" + main.read_text()
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, program: str = "slurm.py") -> subprocess.Popen[str]:
         """Type the command."""
         return subprocess.Popen(
-            [sys.executable, str(self.root / "launch" / "slurm.py"), *arguments],
+            [sys.executable, str(self.root / "launch" / program), *arguments],
             cwd=self.root.parent,
             env=clean_environment(),
             stdout=subprocess.PIPE,
@@ -84,12 +84,38 @@ class FakeProject:
 
     def launch(self, *arguments: str, timeout_seconds: int = 90) -> tuple[int, str]:
         """Type the command and wait; its exit code and all it printed."""
-        process = self.start(*arguments)
+        return _finish(self.start(*arguments), timeout_seconds)
+
+    def look_after(self, *arguments: str, timeout_seconds: int = 90) -> tuple[int, str]:
+        """Type a command about runs, which are in their usual place, and wait as `launch` does."""
+        return _finish(self.start(*arguments, program="runs.py"), timeout_seconds)
+
+
+def processes_of(path: Path) -> dict[int, str]:
+    """Living processes that have to do with a run, by id: it is in what they are or were given."""
+    wanted = str(path).encode()
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            output, _ = process.communicate(timeout=timeout_seconds)
-        finally:
-            process.kill()
-        return process.returncode, output
+            command = (process / "cmdline").read_bytes()
+            texts = (
+                command
+                + (process / "environ").read_bytes()
+                + os.fsencode((process / "cwd").readlink())
+            )
+        except OSError:  # gone, or another user's
+            continue
+        if wanted in texts and int(process.name) != os.getpid():
+            found[int(process.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def _finish(process: subprocess.Popen[str], timeout_seconds: int) -> tuple[int, str]:
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    finally:
+        process.kill()
+    return process.returncode, output
 
 
 def clean_environment() -> dict[str, str]:
