@@ -14,10 +14,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from launch.alerts import Alerts
+from launch.decide import NEXT_IN_WORDS
 from launch.ledger import Attempt, read_attempts
+from launch.logs import log_tail
 from launch.status import Queue, Status, look
 from launch.submit import read_job
-from launch.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, NEXT_IN_WORDS, log_tail
+from launch.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from pretrain.config.load import CONFIGS_DIR
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import is_alive, lock_holder

@@ -13,35 +13,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from launch.decide import Failure
+from launch.ledger import Cause
 from launch.processes import die_with_parent
-from pretrain.errors import EXIT_BAD_INPUT, EXIT_HUNG, EXIT_STORAGE, LaunchError
+from pretrain.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_BAD_NODE,
+    EXIT_DIVERGED,
+    EXIT_HUNG,
+    EXIT_STORAGE,
+    LaunchError,
+)
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import is_alive, start_ticks
+from pretrain.watchdog import STACKS_SIGNAL
+from pretrain.world import node_name
 
 PORTS = range(20000, 32000)
 """Below the kernel's range for outgoing connections, so that none of those takes the port first."""
 
+_MEANINGS: dict[int, tuple[Cause, str]] = {
+    EXIT_HUNG: ("rank_hung", "hung and ended itself; its stacks are beside its log"),
+    EXIT_BAD_NODE: ("bad_node", "found a node unfit"),
+    EXIT_DIVERGED: ("diverged_ranks", "found the ranks computing with different weights"),
+    EXIT_STORAGE: (
+        "storage",
+        f"exited with code {EXIT_STORAGE} (a disk did not take its checkpoint)",
+    ),
+    EXIT_BAD_INPUT: ("bad_input", f"exited with code {EXIT_BAD_INPUT}"),
+}
 _FROM_OTHER_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
 def rank_command(run: RunDirectory) -> list[str]:
     """The command every rank runs."""
     return [sys.executable, "-m", "pretrain", "--run", str(run.path)]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt cannot go on.
-
-    Attributes:
-        rank: the one that failed first; None where that is not known.
-        reason: what happened to it.
-        bad_input: whether it refused its input, so that another try would do the same.
-    """
-
-    rank: int | None
-    reason: str
-    bad_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,10 @@ class Ranks(Protocol):
 
     def ask_to_stop(self) -> None:
         """Ask all to save and leave."""
+        ...
+
+    def ask_for_stacks(self) -> None:
+        """Ask all to write down where their threads stand; they go on."""
         ...
 
     def kill(self) -> None:
@@ -178,13 +188,21 @@ class LocalRanks:
         if rank is None:
             return None
         code = self._exit_codes[rank]
-        return Failure(rank, f"rank {rank} {describe_exit(code)}", code == EXIT_BAD_INPUT)
+        reason = f"rank {rank} {describe_exit(code)}"
+        return Failure(rank, reason, cause_of_exit(code), node=node_name())
 
     def ask_to_stop(self) -> None:
         """Ask every rank to save and leave."""
+        self._signal(signal.SIGTERM)
+
+    def ask_for_stacks(self) -> None:
+        """Ask every rank to write down where its threads stand."""
+        self._signal(STACKS_SIGNAL)
+
+    def _signal(self, number: signal.Signals) -> None:
         for index, rank in enumerate(self._ranks):
             if index not in self._exit_codes:
-                os.kill(rank.pid, signal.SIGTERM)  # at worst a zombie: not reaped before kill()
+                os.kill(rank.pid, number)  # at worst a zombie: not reaped before kill()
 
     def kill(self) -> None:
         """End every rank and the processes it started, at once, and wait until they are gone."""
@@ -222,10 +240,12 @@ def describe_exit(code: int) -> str:
             name = f"signal {-code}"
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"was killed by {name}{hint}"
-    if code == EXIT_HUNG:
-        return "hung and ended itself; its stacks are beside its log"
-    why = " (a disk did not take its checkpoint)" if code == EXIT_STORAGE else ""
-    return f"exited with code {code}{why}"
+    return _MEANINGS[code][1] if code in _MEANINGS else f"exited with code {code}"
+
+
+def cause_of_exit(code: int) -> Cause:
+    """What a rank's exit code, other than zero, says about its end."""
+    return _MEANINGS[code][0] if code in _MEANINGS else "rank_died"
 
 
 def end_leftovers(ranks: Sequence[tuple[int, int]], *, patience_seconds: float) -> list[int]:

@@ -1,14 +1,22 @@
 """Asking Slurm: whether it is there, where a job stands, to put a job back into the queue."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pretrain.errors import LaunchError
 
 QUERY_TIMEOUT_SECONDS = 60
+CONTROLLER_SECONDS = 900.0
+"""Time for a controller that restarts, or its successor, to answer again."""
+CONTROLLER_POLL_SECONDS = 3.0
+EXCLUDE_SECONDS = 20.0
+"""Time for Slurm to take a job back into the queue."""
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
 RUNNING = frozenset({"RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING"})
 
@@ -21,11 +29,28 @@ class JobState:
         state: Slurm's word, such as ``PENDING``.
         reason: why it waits, in Slurm's word.
         start: when it started or is expected to, as Slurm prints it.
+        end: when it ends at the latest, as Slurm prints it.
+        restarts: times it was put back into the queue, the one under way included.
+        preempted: whether it has been told to make room.
+        partition: where it runs.
+        excluded: nodes it does not take, in Slurm's list syntax.
     """
 
     state: str
     reason: str
     start: str
+    end: str = ""
+    restarts: int = 0
+    preempted: bool = False
+    partition: str = ""
+    excluded: str = ""
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds until its time limit; None without one."""
+        try:
+            return time.mktime(time.strptime(self.end, "%Y-%m-%dT%H:%M:%S")) - now
+        except ValueError:
+            return None
 
 
 def why_no_slurm() -> str | None:
@@ -60,7 +85,32 @@ def job_state(job_id: str) -> JobState | None:
         state=fields.get("JobState", "UNKNOWN"),
         reason=fields.get("Reason", ""),
         start=fields.get("StartTime", ""),
+        end=fields.get("EndTime", ""),
+        restarts=int(fields.get("Restarts", "0")),
+        preempted=fields.get("PreemptTime", "None") != "None",
+        partition=fields.get("Partition", ""),
+        excluded=fields.get("ExcNodeList", "").replace("(null)", ""),
     )
+
+
+def patient_job_state(job_id: str, give_up: Callable[[], bool]) -> JobState | None:
+    """`job_state`, asked again for as long as no controller answers.
+
+    Args:
+        job_id: Slurm's.
+        give_up: whether to ask no more.
+
+    Raises:
+        LaunchError: Slurm did not answer until `CONTROLLER_SECONDS`, or ``give_up``.
+    """
+    deadline = time.monotonic() + CONTROLLER_SECONDS
+    while True:
+        try:
+            return job_state(job_id)
+        except LaunchError:
+            if give_up() or time.monotonic() > deadline:
+                raise
+        time.sleep(CONTROLLER_POLL_SECONDS)
 
 
 def requeue(job_id: str) -> str | None:
@@ -69,15 +119,87 @@ def requeue(job_id: str) -> str | None:
     return None if answer.returncode == 0 else answer.stderr.strip() or "scontrol requeue failed"
 
 
+def exclude(job_id: str, nodes: Sequence[str]) -> str | None:
+    """Keep a job that is going back into the queue off these nodes, and off no others.
+
+    A running job cannot be changed. After `requeue` its batch process, if it ignores SIGTERM, lives
+    for some seconds in which it can.
+
+    Returns:
+        None on success, else Slurm's refusal.
+    """
+    deadline = time.monotonic() + EXCLUDE_SECONDS
+    while True:
+        answer = _run(["scontrol", "update", f"jobid={job_id}", f"ExcNodeList={','.join(nodes)}"])
+        if answer.returncode == 0:
+            return None
+        if time.monotonic() > deadline:
+            return answer.stderr.strip() or "scontrol update failed"
+        time.sleep(0.2)
+
+
+def node_names(nodes: str) -> tuple[str, ...]:
+    """The names in Slurm's list syntax, in order.
+
+    Raises:
+        LaunchError: Slurm does not understand it.
+    """
+    if not nodes:
+        return ()
+    answer = _run(["scontrol", "show", "hostnames", nodes])
+    if answer.returncode != 0:
+        raise LaunchError(f"scontrol show hostnames {nodes}: {answer.stderr.strip() or 'failed'}")
+    return tuple(answer.stdout.split())
+
+
+def unusable_nodes(nodes: Sequence[str]) -> dict[str, str]:
+    """Those of the nodes that are down, drained or silent, and Slurm's word for it."""
+    answer = _run(["scontrol", "-o", "show", "node", ",".join(nodes)]) if nodes else None
+    states: dict[str, str] = {}
+    for line in answer.stdout.splitlines() if answer else []:
+        fields = _fields(line)
+        state = fields.get("State", "")
+        if any(word in state for word in ("DOWN", "NOT_RESPONDING", "FAIL")):
+            states[fields.get("NodeName", "")] = state
+    return states
+
+
+def partition_nodes(partition: str) -> set[str]:
+    """Names of the nodes of a partition; empty where Slurm does not tell."""
+    command = ["sinfo", "--noheader", "--Node", "--format=%N"]
+    answer = _run([*command, f"--partition={partition}"] if partition else command)
+    return set(answer.stdout.split()) if answer.returncode == 0 else set()
+
+
+def kill_wait_seconds() -> int | None:
+    """Time between SIGTERM and SIGKILL at a preemption without grace; None where not told."""
+    answer = _run(["scontrol", "show", "config"])
+    found = re.search(r"^KillWait\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def move_dependents(old_job_id: str, new_job_id: str) -> list[str]:
+    """Let the jobs that wait for one wait for another instead; return those that Slurm refused."""
+    answer = _run(["squeue", "--me", "--noheader", "--states=PENDING", "--format=%A %E"])
+    refused = []
+    for line in answer.stdout.splitlines():
+        job_id, _, dependency = line.partition(" ")
+        moved = re.sub(rf"\b{re.escape(old_job_id)}\b(\(\w+\))?", new_job_id, dependency)
+        if moved == dependency or job_id == new_job_id:
+            continue
+        moved = re.sub(r"\(\w+\)", "", moved)  # squeue adds the state of each
+        if _run(["scontrol", "update", f"jobid={job_id}", f"Dependency={moved}"]).returncode:
+            refused.append(job_id)
+    return refused
+
+
 def first_node_address() -> str:
     """The address at which all nodes of this job reach its first one.
 
     Raises:
         LaunchError: neither the resolver nor Slurm knows it.
     """
-    nodes = os.environ["SLURM_JOB_NODELIST"]
-    answer = _run(["scontrol", "show", "hostnames", nodes])
-    name = (answer.stdout.split() or [nodes])[0]
+    name = node_names(os.environ["SLURM_JOB_NODELIST"])[0]
     try:
         socket.getaddrinfo(name, None)
     except socket.gaierror:

@@ -5,11 +5,13 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
+from launch.decide import Failure
 from launch.processes import die_with_parent
-from launch.ranks import Failure, Layout, describe_exit, free_port, shared_environment
+from launch.ranks import Layout, cause_of_exit, describe_exit, free_port, shared_environment
 from launch.scheduler import first_node_address
-from pretrain.errors import EXIT_BAD_INPUT, EXIT_HUNG, LaunchError
+from pretrain.errors import EXIT_BAD_INPUT, LaunchError
 from pretrain.run_directory import RunDirectory
+from pretrain.watchdog import STACKS_SIGNAL
 
 _NAME_THE_RANK = (
     'export RANK="$SLURM_PROCID" WORLD_SIZE="$SLURM_NTASKS" LOCAL_RANK="$SLURM_LOCALID" '
@@ -18,6 +20,12 @@ _NAME_THE_RANK = (
 _TASK_ENDED = re.compile(
     r"srun: error: (?P<node>\S+): tasks? (?P<tasks>[\d,\-]+): (?P<how>.+?)(?: \(core dumped\))?$"
 )
+_NODE_FAILED = re.compile(r"srun: error: Node failure on (?P<node>\S+)")
+_NOT_LAUNCHED = re.compile(
+    r"srun: error: (?P<why>.*(?:launch|create step|conflicts with allocated).*)"
+)
+_ON_NODE = re.compile(r"failed on node (?P<node>[^\s:]+)")
+_ENDING = re.compile(r"_step_signal: Terminating|Job step aborted|Force Terminated")
 _EXIT_CODE = re.compile(r"Exited with exit code (\d+)")
 _INNOCENT = ("Terminated", "Exited with exit code 143")
 
@@ -81,6 +89,11 @@ class SlurmRanks:
         if self._srun.poll() is None:
             self._srun.send_signal(signal.SIGUSR2)
 
+    def ask_for_stacks(self) -> None:
+        """Ask every rank to write down where its threads stand; ``srun`` passes the signal on."""
+        if self._srun.poll() is None:
+            self._srun.send_signal(STACKS_SIGNAL)
+
     def kill(self) -> None:
         """End the step at once and wait until ``srun`` is gone."""
         if self._srun.poll() is None:
@@ -93,23 +106,53 @@ class SlurmRanks:
 
 
 def read_failure(text: str, code: int) -> Failure:
-    """Find in ``srun``'s messages the task that failed first: the one not merely terminated."""
-    ends = [match for line in text.splitlines() if (match := _TASK_ENDED.match(line))]
-    guilty = [end for end in ends if end["how"] not in _INNOCENT]
-    refused = [
-        end
-        for end in guilty
-        if (match := _EXIT_CODE.search(end["how"])) and int(match[1]) == EXIT_BAD_INPUT
-    ]
-    if not guilty:
-        last = text.strip().splitlines()[-1:] or ["no message"]
-        return Failure(None, f"srun exited with code {code}: {last[0]}")
-    end = (refused or guilty)[0]
+    """Find in ``srun``'s messages what failed first.
+
+    That is the task that ended before ``srun`` began to end the others. Of several, one that a
+    signal killed outweighs those that left by themselves, having lost a peer; one that refused its
+    input outweighs all.
+    """
+    lines = text.splitlines()
+    ending = next((i for i, line in enumerate(lines) if _ENDING.search(line)), len(lines))
+    found = [(i, match) for i, line in enumerate(lines) if (match := _TASK_ENDED.match(line))]
+    guilty = [(i, end) for i, end in found if end["how"] not in _INNOCENT]
+    refused = [end for _, end in guilty if _exit_code(end) == EXIT_BAD_INPUT]
+    first = [end for i, end in guilty if i < ending]
+    killed = [end for end in first if _exit_code(end) is None]
+    lost = next((match for line in lines if (match := _NODE_FAILED.match(line))), None)
+    if lost and not refused and not first:
+        return Failure(None, f"Slurm lost node {lost['node']}", "node_lost", lost["node"])
+    if guilty:
+        everything = [end for _, end in guilty]
+        return _failure_of((refused or killed or first or everything)[0])
+    return _not_launched(lines, code)
+
+
+def _failure_of(end: re.Match[str]) -> Failure:
     rank = int(re.split(r"[,\-]", end["tasks"])[0])
+    code = _exit_code(end)
+    cause = "rank_died" if code is None else cause_of_exit(code)
+    how = end["how"][0].lower() + end["how"][1:]
+    if code is not None and cause != "rank_died":
+        how = describe_exit(code)
+    return Failure(rank, f"rank {rank} on {end['node']}: {how}", cause, end["node"])
+
+
+def _not_launched(lines: Sequence[str], code: int) -> Failure:
+    """What to make of a step that ended without a word about any task."""
+    last = next((line for line in reversed(lines) if line.strip()), "no message")
+    reason = f"srun exited with code {code}: {last.strip()}"
+    said = next((match for line in lines if (match := _NOT_LAUNCHED.match(line))), None)
+    if said is None:
+        return Failure(None, reason)
+    node = _ON_NODE.search(said["why"])
+    reason = f"srun launched no ranks: {said['why']}"
+    return Failure(None, reason, "never_started", node["node"] if node else None)
+
+
+def _exit_code(end: re.Match[str]) -> int | None:
     match = _EXIT_CODE.search(end["how"])
-    hung = match is not None and int(match[1]) == EXIT_HUNG
-    how = describe_exit(EXIT_HUNG) if hung else end["how"][0].lower() + end["how"][1:]
-    return Failure(rank, f"rank {rank} on {end['node']}: {how}", bad_input=bool(refused))
+    return int(match[1]) if match else None
 
 
 def _srun_command(layout: Layout, directory: str, logs: str) -> list[str]:
@@ -120,6 +163,7 @@ def _srun_command(layout: Layout, directory: str, logs: str) -> list[str]:
         f"--nodes={layout.nodes}",
         f"--ntasks={layout.size}",
         f"--ntasks-per-node={layout.ranks_per_node}",
+        "--distribution=block",  # rank over ranks per node is the node's place in the list
         f"--chdir={directory}",
         f"--output={logs}",
         "--open-mode=append",

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from launch.nodes import excluded_nodes
 from launch.supervisor import layout_of, run_job
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
@@ -21,8 +22,6 @@ from pretrain.run_lock import start_ticks
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
-SIGNAL_LEAD_SECONDS = 180
-"""How long before the time limit Slurm tells the ranks to save."""
 SHORTEST_JOB_MINUTES = 10
 """A job must outlive start-up, the lead above, and Slurm's rounding of a minute."""
 LOCAL_LIMIT_MINUTES = 366 * 24 * 60
@@ -75,7 +74,7 @@ def check_slurm(config: RunConfig) -> None:
     if limit is not None and limit < SHORTEST_JOB_MINUTES:
         raise LaunchError(
             f"cluster.time_limit_minutes: expected at least {SHORTEST_JOB_MINUTES} (ranks are told "
-            f"to save {SIGNAL_LEAD_SECONDS} s before the end), got {limit}"
+            f"to save {config.cluster.signal_lead_seconds} s before the end), got {limit}"
         )
 
 
@@ -129,13 +128,18 @@ def submit_local(
 
 
 def submit_slurm(
-    run: RunDirectory, *, after: Sequence[str] = (), command: Sequence[str] | None = None
+    run: RunDirectory,
+    *,
+    after: Sequence[str] = (),
+    follows: str | None = None,
+    command: Sequence[str] | None = None,
 ) -> Job:
     """Put one run into Slurm's queue.
 
     Args:
         run: created run directory.
         after: jobs that must succeed first; if one fails, this job is removed.
+        follows: a job that must have ended first, in whatever way.
         command: what every rank runs; None is the trainer.
 
     Raises:
@@ -144,7 +148,8 @@ def submit_slurm(
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     run.submitit_dir.mkdir(mode=0o700, exist_ok=True)
-    executor = _slurm_executor(run, run.read_config(), layout_of(run).ranks_per_node, after)
+    ranks_per_node = layout_of(run).ranks_per_node
+    executor = _slurm_executor(run, run.read_config(), ranks_per_node, after, follows)
     _leave_allocation()
     try:
         submitted = executor.submit(run_job, [str(run.path)], list(command) if command else None)
@@ -172,7 +177,11 @@ def ask_slurm(script: str) -> str:
 
 
 def _slurm_executor(
-    run: RunDirectory, config: RunConfig, ranks_per_node: int, after: Sequence[str]
+    run: RunDirectory,
+    config: RunConfig,
+    ranks_per_node: int,
+    after: Sequence[str],
+    follows: str | None = None,
 ) -> "SlurmExecutor":
     from submitit import SlurmExecutor
 
@@ -183,6 +192,10 @@ def _slurm_executor(
     except RuntimeError as error:
         raise LaunchError(f"cluster.executor: slurm: {error}") from None
     memory = cluster.memory_gib_per_node
+    excluded = [*filter(None, [cluster.exclude]), *excluded_nodes(run)]
+    dependency = "afterok:" + ":".join(after) if after else None
+    if follows is not None:
+        dependency = f"afterany:{follows}"
     executor.update_parameters(
         job_name=config.name,
         nodes=cluster.nodes,
@@ -195,10 +208,10 @@ def _slurm_executor(
         account=cluster.account,
         qos=cluster.qos,
         constraint=cluster.constraint,
-        exclude=cluster.exclude,
+        exclude=",".join(excluded) or None,
         setup=list(cluster.setup) or None,
-        dependency="afterok:" + ":".join(after) if after else None,
-        signal_delay_s=SIGNAL_LEAD_SECONDS,
+        dependency=dependency,
+        signal_delay_s=cluster.signal_lead_seconds,
         stderr_to_stdout=True,
         use_srun=False,
         wckey=None,

@@ -1,69 +1,55 @@
-"""What a job runs: one supervisor that starts the ranks, watches them and decides what follows.
+"""What a job runs: one supervisor that starts the ranks, watches them and does what follows.
 
-Plain Python without torch. One supervisor at a time holds a run directory; everything it decides is
-in the ledger, so that the next one, or anybody who looks, knows.
+Plain Python without torch. One supervisor at a time holds a run directory; everything it decides
+(`launch.decide`) is in the ledger, so that the next one, or anybody who looks, knows.
 """
 
 import json
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
-from launch import scheduler
+from launch.allocation import Allocation
+from launch.decide import NEXT_IN_WORDS, Decision, Facts, Failure, decide
+from launch.history import findings, last_step, lost_steps, phase_of
 from launch.ledger import (
     Attempt,
     Next,
-    Outcome,
     append_end,
+    append_finding,
     append_ranks,
     append_start,
     attempts_without_progress,
+    crashes_at_step,
     read_attempts,
+    tell,
 )
-from launch.ranks import Failure, Layout, LocalRanks, Ranks, end_leftovers, rank_command
+from launch.logs import log_tail
+from launch.nodes import bad_ranks
+from launch.ranks import Layout, LocalRanks, Ranks, end_leftovers, rank_command
+from launch.signs import Signs
 from launch.srun import SlurmRanks
+from launch.watch import StopRequest, name_culprit, watch
 from pretrain.errors import LaunchError, PretrainError
+from pretrain.files import replace_text
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
+from pretrain.world import node_name
 
 EXIT_DONE = 0
 EXIT_FAILED = 70
 EXIT_STOPPED = 75
 """Not zero, so that Slurm starts nothing that waits for the run's success."""
 
-POLL_SECONDS = 0.05
-PEERS_SECONDS = 1.0
-"""Time for the other ranks to write down what they saw of a failure, before they are killed."""
-LEAVE_SECONDS = 300.0
-"""Time for the last rank to leave after the first one has."""
 LEFTOVER_SECONDS = 60.0
 """Time for ranks that outlived a killed supervisor to finish saving."""
 LOCK_SECONDS = 180.0
 """More than the lease after which NFS frees the locks of a client that is gone."""
-LOG_TAIL_LINES = 20
-
-
-class StopRequest:
-    """What signals have asked of this supervisor: SIGTERM, SIGINT, SIGUSR2 stop; SIGQUIT ends now.
-
-    Handlers only set flags. Replaces the handlers that submitit installs.
-    """
-
-    def __init__(self) -> None:
-        self.stop = False
-        self.now = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGQUIT):
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.stop = True
-        self.now = self.now or number == signal.SIGQUIT
 
 
 def run_job(paths: Sequence[str], command: Sequence[str] | None = None) -> None:
@@ -125,7 +111,7 @@ def supervise(run: RunDirectory, request: StopRequest, command: Sequence[str] | 
                 print(f"{run.path.name}: already done", flush=True)
                 return EXIT_DONE
             if held:
-                return _Supervisor(run, request, command or rank_command(run)).bring_to_end()
+                return _Supervisor(run, request, command).bring_to_end()
         if "SLURM_JOB_ID" in os.environ and time.monotonic() > give_up:
             print(f"{run.path}: another supervisor has this run; nothing was started", flush=True)
             return EXIT_FAILED
@@ -166,28 +152,31 @@ def layout_of(run: RunDirectory) -> Layout:
 class _Supervisor:
     """One supervisor at work on the run it holds."""
 
-    def __init__(self, run: RunDirectory, request: StopRequest, command: Sequence[str]) -> None:
+    def __init__(
+        self, run: RunDirectory, request: StopRequest, command: Sequence[str] | None
+    ) -> None:
         self._run = run
         self._request = request
         self._command = command
-        self._slurm = "SLURM_JOB_ID" in os.environ and (
-            run.read_config().cluster.executor == "slurm"
-        )
+        self._config = run.read_config()
         self._job = job_id()
-        self._limit = run.read_config().cluster.max_attempts_without_progress
+        self._allocation: Allocation | None = None
+        if "SLURM_JOB_ID" in os.environ and self._config.cluster.executor == "slurm":
+            self._allocation = Allocation(run, self._config, self._job)
+        self._limit = self._config.cluster.max_attempts_without_progress
         self._log_path: Path | None = None
 
     def bring_to_end(self) -> int:
         """Make attempts until one of them is the last."""
-        self._end_what_is_left()
+        self._look_back()
         number = self._last_number()
         while True:
             number += 1
             try:
                 next_action = self._attempt(number)
             except PretrainError as error:
-                self._record_end(number, "bad_input", "give_up", str(error), None)
-                next_action = "give_up"
+                refused = Decision("bad_input", "bad_input", "give_up", str(error))
+                next_action = self._record_end(number, refused, None)
             if next_action != "restart":
                 break
         if next_action == "done":
@@ -202,15 +191,25 @@ class _Supervisor:
             numbers += [int(entry.name) for entry in entries if entry.name.isdigit()]
         return max(numbers, default=0)
 
-    def _end_what_is_left(self) -> None:
+    def _look_back(self) -> None:
+        """End what is left of the attempt before, and write down what is known of its end now."""
         attempts = read_attempts(self._run)
-        if not attempts or attempts[-1].outcome is not None:
+        if not attempts:
             return
         last: Attempt = attempts[-1]
-        if last.host == socket.gethostname() and last.ranks:
+        if last.outcome is None and last.host == socket.gethostname() and last.ranks:
             killed = end_leftovers(last.ranks, patience_seconds=LEFTOVER_SECONDS)
             if killed:
                 self._say(f"killed {len(killed)} ranks left over from attempt {last.number}")
+        restarts = None
+        unusable: dict[str, str] = {}
+        if self._allocation is not None:
+            restarts = self._allocation.restarts if last.job == self._job else None
+            unusable = self._allocation.unusable(last.nodes) if last.outcome is None else {}
+        found = findings(self._run, last, restarts=restarts, unusable=unusable)
+        if found:
+            append_finding(self._run, last.number, **found)
+            self._say(f"attempt {last.number}: {found.get('reason', found['cause'])}")
 
     def _attempt(self, number: int) -> Next:
         run = self._run
@@ -218,130 +217,135 @@ class _Supervisor:
         self._log_path = run.attempt_dir(number) / "supervisor.log"
         before = run.newest_checkpoint_step()
         earlier = read_attempts(run)
-        append_start(run, number, job=self._job, host=socket.gethostname(), checkpoint_step=before)
+        layout = layout_of(run)
+        nodes = self._allocation.nodes if self._allocation else (node_name(),)
+        append_start(
+            run,
+            number,
+            job=self._job,
+            host=socket.gethostname(),
+            checkpoint_step=before,
+            nodes=nodes,
+            restarts=self._allocation.restarts if self._allocation else None,
+        )
         spent = attempts_without_progress(earlier, job=self._job, checkpoint_step=before)
         if spent >= self._limit:  # vanished attempts: their supervisor could not give up itself
             reason = f"{spent} attempts without a newer checkpoint"
-            return self._record_end(number, "crashed", "give_up", reason, None)
-        layout = layout_of(run)
+            given_up = Decision("crashed", "no_progress", "give_up", reason)
+            return self._record_end(number, given_up, None)
+        run.failure_path.unlink(missing_ok=True)
+        self._warn(number)
         where = "from the start" if before is None else f"from step {before}"
         self._say(f"attempt {number}: starting {layout.size} ranks {where}")
-        start: Callable[..., Ranks] = SlurmRanks if self._slurm else LocalRanks
-        ranks = start(self._command, run, number, layout)
+        failure = self._run_ranks(number, layout, nodes)
+        facts = self._facts(number, earlier, failure, before)
+        return self._act(number, decide(facts), failure)
+
+    def _warn(self, number: int) -> None:
+        for warning in self._allocation.warnings() if self._allocation else []:
+            self._say(f"warning: {warning}")
+            tell(self._run, number, "save_too_slow", reason=warning)
+
+    def _run_ranks(self, number: int, layout: Layout, nodes: tuple[str, ...]) -> Failure | None:
+        """Start the ranks, watch them to their end, and say what failed first."""
+        signs = Signs(self._run, number, layout, nodes, self._config)
+        start: Callable[..., Ranks] = SlurmRanks if self._allocation else LocalRanks
+        ranks = start(self._command or rank_command(self._run), self._run, number, layout)
         try:
-            append_ranks(run, number, ranks.processes)
-            self._watch(ranks)
-            failure = ranks.failure()
+            append_ranks(self._run, number, ranks.processes)
+            failure = watch(ranks, self._request, signs, self._say)
         finally:
             ranks.kill()
-        return self._decide(number, failure, spent)
-
-    def _watch(self, ranks: Ranks) -> None:
-        """Return when all ranks have ended or the attempt cannot go on."""
-        asked = False
-        leave_by: float | None = None
-        while not ranks.ended():
-            if self._request.now:
-                self._say("ending the ranks now, as asked")
-                return
-            if self._request.stop and not asked:
-                asked = True
-                self._say("asking the ranks to save and stop")
-                ranks.ask_to_stop()
-            if ranks.failure() is not None:
-                deadline = time.monotonic() + PEERS_SECONDS
-                while not ranks.ended() and time.monotonic() < deadline:
-                    time.sleep(POLL_SECONDS)
-                return
-            if leave_by is None and ranks.any_ended():
-                leave_by = time.monotonic() + LEAVE_SECONDS
-            if leave_by is not None and time.monotonic() > leave_by:
-                self._say(f"a rank did not leave within {LEAVE_SECONDS:g} s of the first")
-                return
-            time.sleep(POLL_SECONDS)
-
-    def _decide(self, number: int, failure: Failure | None, spent: int) -> Next:
-        outcome, reason = self._classify(number, failure)
-        culprit = failure.rank if failure else None
-        if outcome == "done":
-            return self._record_end(number, outcome, "done", reason, None)
-        if outcome == "bad_input":
-            return self._record_end(number, outcome, "give_up", reason, culprit)
-        if self._request.stop:
-            return self._record_end(number, outcome, "stop", reason, culprit)
-        progressed = _newer(self._run.newest_checkpoint_step(), self._before(number))
-        if not progressed and spent + 1 >= self._limit:
-            reason += f"; {spent + 1} attempts without a newer checkpoint"
-            return self._record_end(number, outcome, "give_up", reason, culprit)
-        if outcome == "crashed" and not self._slurm:
-            return self._record_end(number, outcome, "restart", reason, culprit)
-        return self._decide_in_slurm(number, outcome, reason, culprit)
-
-    def _decide_in_slurm(
-        self, number: int, outcome: Outcome, reason: str, culprit: int | None
-    ) -> Next:
-        """Restart in the same allocation, or leave it as Slurm wants.
-
-        Ranks that stopped though nobody asked this supervisor were signalled by Slurm. While the
-        job still counts as running, that is the time limit or a preemption with grace, after which
-        Slurm itself would call the job complete. In any other state the job was cancelled or is
-        being requeued, and putting it back could bring a cancelled job to life.
-        """
-        if not self._slurm:
-            return self._record_end(number, outcome, "stop", reason, culprit)
-        try:
-            job = scheduler.job_state(self._job)
-            state = job.state if job else "unknown"
-        except LaunchError as error:
-            state = str(error)
-        if state != "RUNNING":
-            return self._record_end(number, outcome, "stop", f"{reason}; job {state}", culprit)
-        if outcome == "crashed":
-            return self._record_end(number, outcome, "restart", reason, culprit)
-        # Recorded first: the requeue may kill this process at once.
-        result = self._record_end(number, outcome, "requeue", reason, culprit)
-        refusal = scheduler.requeue(self._job)
-        if refusal:
-            self._say(f"Slurm refuses to requeue: {refusal}; run the same command to go on")
-            return self._record_end(number, outcome, "stop", f"{reason}; {refusal}", culprit)
-        return result
-
-    def _classify(self, number: int, failure: Failure | None) -> tuple[Outcome, str]:
-        left = self._run.read_outcome(number) or {}
-        outcome = left.get("outcome")
-        if failure and failure.bad_input:
-            return "bad_input", f"{failure.reason} (bad input)"
-        if failure is None and outcome == "done":
-            return "done", f"done at step {left.get('step')}"
-        if failure is None and outcome == "stopped":
-            return "stopped", f"saved and stopped at step {left.get('step')}"
-        if self._request.stop:
-            return "stopped", "stopped without saving"
         if failure is None:
-            return "crashed", "the ranks left without saying why"
-        return "crashed", failure.reason
+            return None
+        if failure.cause == "rank_hung":
+            failure = name_culprit(self._run, number, failure, layout, nodes)
+        named = bad_ranks(self._run, number)
+        if named and failure.cause in ("bad_node", "diverged_ranks"):
+            first = named[0]
+            reason = "; ".join(f"rank {bad.rank} on {bad.node}: {bad.why}" for bad in named)
+            failure = replace(failure, rank=first.rank, node=first.node, reason=reason)
+        phase = failure.phase or phase_of(self._run, number) or signs.phase()
+        return replace(failure, phase=phase)
 
-    def _before(self, number: int) -> int | None:
-        (attempt,) = (item for item in read_attempts(self._run) if item.number == number)
-        return attempt.checkpoint_step_before
-
-    def _record_end(
-        self, number: int, outcome: Outcome, next_action: Next, reason: str, culprit: int | None
-    ) -> Next:
-        append_end(
-            self._run,
-            number,
-            outcome=outcome,
-            next_action=next_action,
-            checkpoint_step=self._run.newest_checkpoint_step(),
-            reason=reason,
-            culprit_rank=culprit,
+    def _facts(
+        self, number: int, earlier: list[Attempt], failure: Failure | None, before: int | None
+    ) -> Facts:
+        """Everything that decides what follows."""
+        run = self._run
+        left = run.read_outcome(number) or {}
+        step = last_step(run, number)
+        job = None
+        if self._allocation is not None and (failure is not None or left.get("outcome") != "done"):
+            asked = self._request
+            job = self._allocation.facts(number, earlier, failure, lambda: asked.stop)
+        return Facts(
+            intent=left.get("outcome"),
+            intent_step=left.get("step"),
+            failure=failure,
+            asked=self._request.stop,
+            progressed=_newer(run.newest_checkpoint_step(), before),
+            vain=attempts_without_progress(earlier, job=self._job, checkpoint_step=before),
+            same_step=crashes_at_step(earlier, job=self._job, step=step),
+            last_step=step,
+            limit=self._limit,
+            job=job,
         )
-        self._say(f"attempt {number}: {reason}; {NEXT_IN_WORDS[next_action]}")
-        if next_action == "give_up" and culprit is not None:
-            for line in log_tail(self._run.rank_log(number, culprit)):
-                self._say(f"rank {culprit}: {line}")
-        return next_action
+
+    def _act(self, number: int, decision: Decision, failure: Failure | None) -> Next:
+        """Write the decision down and do what it says."""
+        allocation = self._allocation
+        if decision.exclude and allocation is not None:
+            allocation.exclude(decision.exclude, f"attempt {number}: {decision.reason}")
+        # Recorded first: a requeue may kill this process at once.
+        self._record_end(number, decision, failure)
+        if decision.next == "requeue" and allocation is not None:
+            refusal = allocation.requeue()
+            if refusal is None:
+                return "requeue"
+            reason = f"{decision.reason}; Slurm does not requeue the job ({refusal})"
+            decision = replace(decision, next="resubmit", reason=reason)
+            self._record_end(number, decision, failure)
+        if decision.next == "resubmit" and allocation is not None:
+            try:
+                self._say(f"job {allocation.resubmit(self._command)} goes on with the run")
+            except LaunchError as error:
+                reason = f"{decision.reason}; {error}; run the same command to go on"
+                decision = replace(decision, next="give_up", reason=reason)
+                self._record_end(number, decision, failure)
+        return decision.next
+
+    def _record_end(self, number: int, decision: Decision, failure: Failure | None) -> Next:
+        run = self._run
+        step, saved = last_step(run, number), run.newest_checkpoint_step()
+        append_end(
+            run,
+            number,
+            outcome=decision.outcome,
+            cause=decision.cause,
+            next_action=decision.next,
+            reason=decision.reason,
+            checkpoint_step=saved,
+            culprit_rank=failure.rank if failure else None,
+            culprit_node=failure.node if failure else None,
+            phase=failure.phase if failure else phase_of(run, number),
+            last_step=step,
+            lost_steps=lost_steps(step, saved),
+        )
+        self._say(f"attempt {number}: {decision.reason}; {NEXT_IN_WORDS[decision.next]}")
+        if decision.next == "give_up":
+            self._leave_failure(number, failure)
+        return decision.next
+
+    def _leave_failure(self, number: int, failure: Failure | None) -> None:
+        """Show the culprit's last lines, and leave a file that says why there is no more."""
+        from launch.why import explain_attempt, text  # it imports what imports this
+
+        if failure is not None and failure.rank is not None:
+            for line in log_tail(self._run.rank_log(number, failure.rank)):
+                self._say(f"rank {failure.rank}: {line}")
+        said = text(explain_attempt(self._run, "failed", read_attempts(self._run)))
+        replace_text(self._run.failure_path, said + "\n")
 
     def _say(self, text: str) -> None:
         stamp = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -349,26 +353,6 @@ class _Supervisor:
         if self._log_path is not None:
             with self._log_path.open("a", encoding="utf-8") as log:
                 log.write(f"{stamp} {text}\n")
-
-
-NEXT_IN_WORDS: dict[Next, str] = {
-    "done": "the run is done",
-    "restart": "restarting",
-    "requeue": "going back into Slurm's queue",
-    "stop": "the run is stopped",
-    "give_up": "giving up",
-}
-
-
-def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> list[str]:
-    """The last lines of a log, read from its end; nothing where there is no log."""
-    try:
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - 64 * 1024))
-            text = log.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    return text.splitlines()[-lines:]
 
 
 def _newer(after: int | None, before: int | None) -> bool:

@@ -8,6 +8,10 @@ EXIT_BAD_INPUT = 2
 """Exit code of every command that refuses its input."""
 EXIT_HUNG = 71
 """Exit code of a rank that did not move for longer than its watchdog allows."""
+EXIT_BAD_NODE = 72
+"""Exit code of a rank that found a node unfit before the first step."""
+EXIT_DIVERGED = 73
+"""Exit code of a rank that found the ranks computing with different weights."""
 EXIT_STORAGE = 74
 """Exit code where a disk did not take what had to be saved: another try may succeed."""
 
@@ -52,16 +56,35 @@ class LaunchError(PretrainError):
     """A job that cannot be submitted or supervised."""
 
 
+class NodeHealthError(PretrainError):
+    """A node that is broken, slow or unlike the others: the same job may do well without it."""
+
+
+class RanksDivergedError(PretrainError):
+    """Ranks that should compute with the same weights do not: a device or a wire is at fault.
+
+    Nothing that a person typed: another attempt, from the newest checkpoint, may go well.
+    """
+
+
 class RefusedTogetherError(PretrainError):
     """What rank zero says for all ranks: this one ends with the same code, silently."""
+
+
+_EXIT_CODES: dict[type[PretrainError], int] = {
+    NodeHealthError: EXIT_BAD_NODE,
+    RanksDivergedError: EXIT_DIVERGED,
+    StorageError: EXIT_STORAGE,
+}
+"""Of errors that are no bad input."""
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a command's ``main`` on the arguments typed and exit with its code.
 
-    A `PretrainError` becomes ``error: …`` on standard error and exit code 2, or 74 where it is a
-    `StorageError`; a closed output pipe (``| head``) ends quietly; Ctrl-C exits 130. Anything else
-    is a defect and keeps its traceback.
+    A `PretrainError` becomes ``error: …`` on standard error and exit code 2, or another where it is
+    no bad input: 72 a bad node, 73 different weights, 74 a disk. A closed output pipe (``| head``)
+    ends quietly; Ctrl-C exits 130. Anything else is a defect and keeps its traceback.
     """
     try:
         code = main(sys.argv[1:])
@@ -71,7 +94,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     except PretrainError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)  # noqa: T201
-        code = EXIT_STORAGE if isinstance(error, StorageError) else EXIT_BAD_INPUT
+        code = _EXIT_CODES.get(type(error), EXIT_BAD_INPUT)
     except BrokenPipeError:
         sys.stderr.close()
         code = 0

@@ -9,14 +9,6 @@ import numpy as np
 
 from pretrain.config.guard import GuardConfig
 
-
-class RanksDivergedError(Exception):
-    """Ranks that should compute with the same weights do not: a device or a wire is at fault.
-
-    Nothing that a person typed: another attempt, from the newest checkpoint, may go well.
-    """
-
-
 TO_DEVIATIONS = 1.4826
 """Median absolute deviation to standard deviation, of normal noise."""
 

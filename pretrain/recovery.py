@@ -17,9 +17,9 @@ from pretrain.checkpoint.resume import CheckpointReader, newest_valid_for_all
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.data.loader import train_order
 from pretrain.data.skips import Skip, batch_of_step, with_skip
-from pretrain.errors import CheckpointError, EngineError
+from pretrain.errors import CheckpointError, EngineError, RanksDivergedError
 from pretrain.files import replace_text, sync
-from pretrain.guard import Fault, RanksDivergedError, odd_ranks
+from pretrain.guard import Fault, odd_ranks
 from pretrain.job import Job
 from pretrain.run_directory import RunDirectory
 

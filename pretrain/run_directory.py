@@ -77,6 +77,8 @@ class RunDirectory:
         report_path: the report of the finished run, HTML.
         export_dir: the finished weights.
         submitit_dir: what submitit writes.
+        failure_path: why the run was given up, for people; gone once it goes on.
+        excluded_nodes_path: nodes that its jobs no longer take, and why, one JSON object per line.
         lock_path: held by the one supervisor that may run this directory.
         submit_lock_path: held by a launcher while it creates and submits.
     """
@@ -99,6 +101,8 @@ class RunDirectory:
         self.report_path = self.path / "report.html"
         self.export_dir = self.path / "export"
         self.submitit_dir = self.path / "submitit"
+        self.failure_path = self.path / "failure.txt"
+        self.excluded_nodes_path = self.path / "excluded_nodes.jsonl"
         self.lock_path = self.path / "supervisor.lock"
         self.submit_lock_path = self.path / "submit.lock"
 
@@ -125,6 +129,18 @@ class RunDirectory:
     def outcome_path(self, attempt: int) -> Path:
         """Where rank zero leaves the intent with which an attempt ended."""
         return self.attempt_dir(attempt) / "outcome.json"
+
+    def heartbeat_path(self, attempt: int, node: str) -> Path:
+        """What the first rank of a node is doing, JSON, renewed for as long as it lives."""
+        return self.attempt_dir(attempt) / f"heartbeat_{node}.json"
+
+    def ranks_path(self, attempt: int) -> Path:
+        """What every rank found of its node before the first step, JSON."""
+        return self.attempt_dir(attempt) / "ranks.json"
+
+    def bad_ranks_path(self, attempt: int) -> Path:
+        """Ranks whose node is at fault, with node and reason, JSON; written by rank zero."""
+        return self.attempt_dir(attempt) / "bad_ranks.json"
 
     def check(self, config: RunConfig) -> None:
         """Make sure that ``config`` may run here. Writes nothing.

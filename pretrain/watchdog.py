@@ -1,7 +1,10 @@
 """Ends a rank that no longer moves, after writing down where each of its threads stands."""
 
+import contextlib
 import faulthandler
+import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,10 +14,17 @@ from typing import TypeVar
 
 from pretrain.config.guard import WatchdogConfig
 from pretrain.errors import EXIT_HUNG
+from pretrain.files import replace_text
 
 POLL_SECONDS = 0.5
 BACKSTOP_SECONDS = 30.0
 """How much later the stacks are written without Python's help, if Python itself hangs."""
+LINGER_SECONDS = 5.0
+"""Between writing its stacks and leaving: the first rank that leaves takes the others with it."""
+HEARTBEAT_SECONDS = 30.0
+"""Between two signs of life of a node; sooner where deadlines are shorter."""
+STACKS_SIGNAL = signal.SIGUSR1
+"""At which a rank writes its stacks and goes on."""
 _FOREVER_SECONDS = 10.0**8
 Result = TypeVar("Result")
 
@@ -22,24 +32,37 @@ Result = TypeVar("Result")
 class Watchdog:
     """Watches one process, from a thread: each phase of its work has a deadline.
 
-    At the deadline the stacks of all threads are written, and the process ends with
-    `pretrain.errors.EXIT_HUNG`: a collective that waits for ever cannot be left otherwise. Where
-    not even this thread can run (a C function that keeps Python's lock), `faulthandler` does the
-    same from outside Python, half a minute later and with exit code 1. Close it at the end.
+    At the deadline the stacks of all threads are written; some seconds later, in which the other
+    ranks write theirs, the process ends with `pretrain.errors.EXIT_HUNG`: a collective that waits
+    for ever cannot be left otherwise. Where not even this thread can run (a C function that keeps
+    Python's lock), `faulthandler` does the same from outside Python, half a minute later and with
+    exit code 1. At `STACKS_SIGNAL` stacks are written at any time. Close it at the end.
 
     Args:
         stacks_path: the file for the stacks; nothing is written before there is a need.
         settings: deadline of each phase, ``PHASE_seconds``.
         phase: the first phase, which begins now.
+        heartbeat_path: renewed with the phase for as long as this process lives and moves, for
+            whoever must notice that it is stopped or its machine gone; None writes none.
     """
 
-    def __init__(self, stacks_path: Path, settings: WatchdogConfig, phase: str) -> None:
+    def __init__(
+        self,
+        stacks_path: Path,
+        settings: WatchdogConfig,
+        phase: str,
+        heartbeat_path: Path | None = None,
+    ) -> None:
         self._path = stacks_path
         self._settings = settings
+        self._heartbeat_path = heartbeat_path
+        self._heartbeat = ("", 0.0)
         self._ended = threading.Event()
         stacks_path.parent.mkdir(parents=True, exist_ok=True)
         self._stacks = stacks_path.open("a", encoding="utf-8")
+        faulthandler.register(STACKS_SIGNAL, file=self._stacks, all_threads=True)
         self.enter(phase)
+        self._beat()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -66,6 +89,8 @@ class Watchdog:
         self._ended.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
+        faulthandler.unregister(STACKS_SIGNAL)
+        signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
         self._stacks.close()
         if self._path.stat().st_size == 0:
             self._path.unlink()
@@ -79,6 +104,20 @@ class Watchdog:
             faulthandler.dump_traceback_later(
                 min(left + BACKSTOP_SECONDS, _FOREVER_SECONDS), exit=True, file=self._stacks
             )
+            self._beat()
+
+    def _beat(self) -> None:
+        phase, _ = self._state
+        before, when = self._heartbeat
+        due = time.monotonic() - when >= min(HEARTBEAT_SECONDS, self._seconds(phase) / 4)
+        known = before == phase or (before in _QUICK and phase in _QUICK)
+        if self._heartbeat_path is None or (known and not due):
+            return
+        self._heartbeat = (phase, time.monotonic())
+        beat = {"phase": phase, "time": time.time(), "seconds": self._seconds(phase)}
+        # A disk that takes no more ends nothing here.
+        with contextlib.suppress(OSError):
+            replace_text(self._heartbeat_path, json.dumps(beat) + "\n")
 
     def _give_up(self, phase: str) -> None:
         line = f"hung: {phase} took more than {self._seconds(phase):g} s; stacks: {self._path}"
@@ -87,4 +126,12 @@ class Watchdog:
         faulthandler.dump_traceback(self._stacks, all_threads=True)
         os.fsync(self._stacks.fileno())
         os.write(sys.stderr.fileno(), (line + "\n").encode())
+        faulthandler.dump_traceback_later(
+            LINGER_SECONDS + BACKSTOP_SECONDS, exit=True, file=self._stacks
+        )
+        time.sleep(LINGER_SECONDS)
         os._exit(EXIT_HUNG)
+
+
+_QUICK = ("data", "step")
+"""Phases that take turns all the time: a change of these is no news."""

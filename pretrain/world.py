@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -86,6 +87,12 @@ def first_node(nodes: str) -> str:
         return nodes.partition(",")[0]
     numbers, _, after = rest.partition("]")
     return before + re.split("[-,]", numbers)[0] + after.partition(",")[0]
+
+
+def node_name(environment: Mapping[str, str] | None = None) -> str:
+    """Return the name of this machine as Slurm has it, else as it calls itself."""
+    env = os.environ if environment is None else environment
+    return env.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _read(env: Mapping[str, str], names: tuple[str, str, str, str]) -> World:

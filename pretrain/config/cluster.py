@@ -40,8 +40,20 @@ class ClusterConfig(Section):
     """Nodes not to use, in Slurm's list syntax."""
     setup: tuple[str, ...] = ()
     """Shell lines run before the job, such as ``module load``: written by the site, trusted."""
+    signal_lead_seconds: Annotated[int, Field(ge=1, le=65535)] = 180
+    """How long before the time limit Slurm tells the ranks to save, seconds; at least twice what a
+    save takes."""
     max_attempts_without_progress: PositiveInt = 3
-    """Attempts that may end badly without a newer checkpoint before the job gives up."""
+    """Attempts that may end badly without a newer checkpoint, or crash at one and the same step,
+    before the job gives up."""
+    requeue: Literal["requeue", "resubmit", "never"] = "requeue"
+    """What brings a job back that its supervisor cannot go on with: ``scontrol requeue`` (another
+    job where that is refused), always another job, or only a person."""
+    launch_timeout_seconds: PositiveInt = 300
+    """Until ``srun`` must have started every rank."""
+    start_timeout_seconds: PositiveInt = 2400
+    """Until the ranks must have found each other; more than
+    ``engine.collective_timeout_seconds``."""
 
     @model_validator(mode="after")
     def check_setup(self) -> Self:

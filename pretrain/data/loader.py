@@ -291,7 +291,8 @@ class _Guard:
 
     def __call__(self, worker: int) -> None:
         # The rank saves after such a signal and still needs its workers to end in order.
-        serve(self.rank_process, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
+        ignored = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+        serve(self.rank_process, ignored)
         torch.set_num_threads(1)
         _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

@@ -114,7 +114,7 @@ def _run(cache: ShardCache, upcoming: Upcoming, transfers: int, parent: int) -> 
     # Unlike a loader process it may end by this: a rank that is told to stop reads little more.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    serve(parent, (signal.SIGUSR2, signal.SIGINT))
+    serve(parent, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT))
     ahead = _Ahead(cache, transfers)
     while True:
         ahead.turn(upcoming.numbers())

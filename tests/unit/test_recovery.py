@@ -10,8 +10,8 @@ import pytest
 from pretrain import recovery
 from pretrain.config.guard import GuardConfig
 from pretrain.data.skips import Skip
-from pretrain.errors import EngineError
-from pretrain.guard import Fault, RanksDivergedError
+from pretrain.errors import EngineError, RanksDivergedError
+from pretrain.guard import Fault
 from pretrain.run_directory import RunDirectory
 
 FAULT = Fault(first_step=1000, steps_done=1010, reason="too bad")

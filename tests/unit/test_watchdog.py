@@ -18,6 +18,7 @@ from pathlib import Path
 from pretrain import watchdog
 from pretrain.config.guard import WatchdogConfig
 watchdog.BACKSTOP_SECONDS = 1.0
+watchdog.LINGER_SECONDS = 0.2
 
 def waits_for_ever():
     if sys.argv[2] == "holding the lock":

@@ -11,7 +11,7 @@ def test_the_killed_one_is_guilty_not_the_terminated() -> None:
         "srun: error: 127.0.0.3: task 2: Terminated\n"
     )
     failure = read_failure(text, 137)
-    assert (failure.rank, failure.bad_input) == (3, False)
+    assert (failure.rank, failure.node, failure.cause) == (3, "127.0.0.3", "rank_died")
     assert failure.reason == "rank 3 on 127.0.0.3: killed"
 
 
@@ -21,11 +21,12 @@ def test_exit_code_two_is_bad_input_whatever_came_first() -> None:
         "srun: error: n2: task 9: Exited with exit code 2\n"
     )
     failure = read_failure(text, 2)
-    assert (failure.rank, failure.bad_input) == (9, True)
+    assert (failure.rank, failure.cause) == (9, "bad_input")
 
 
 def test_exit_code_twenty_is_not_bad_input() -> None:
-    assert not read_failure("srun: error: n1: task 0: Exited with exit code 20\n", 20).bad_input
+    failure = read_failure("srun: error: n1: task 0: Exited with exit code 20\n", 20)
+    assert failure.cause == "rank_died"
 
 
 def test_a_core_dump_is_a_death() -> None:
