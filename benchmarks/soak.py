@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,31 +176,46 @@ def _versions() -> str:
     )
 
 
+def _soak(root: Path, faults: int, seed: int, epochs: int) -> str | None:
+    """The report; None, and what is wrong on standard error, where the run is not its twin."""
+    rng = random.Random(seed)
+    with prepared(root, epochs=epochs) as soak:
+        run = soak.watch("survivor")
+        began = time.monotonic()
+        try:
+            endured = let_die(run, draw(faults, rng), rng)
+        except RuntimeError as error:
+            ledger = run.directory.attempts_path.read_text().splitlines()
+            print("\n".join([*ledger[-10:], str(error)]), file=sys.stderr)
+            return None
+        seconds = time.monotonic() - began
+        wrong = differences(run, soak.twin)
+        print("\n".join(wrong[:20]), file=sys.stderr)
+        return None if wrong else report(endured, twin=soak.twin, run=run, seconds=seconds)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Soak; 0 where the run is its twin to the bit, 1 where not, 2 where it cannot be tried."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="draws the faults and their moments")
     parser.add_argument("--epochs", type=int, help=f"of {EPOCH_STEPS} steps (default: 4 per fault)")
+    parser.add_argument("--directory", type=Path, help="work in this new directory and keep it")
     parser.add_argument("--report", type=Path, help="write the tables here, too")
     options = parser.parse_args(arguments)
     missing = missing_program()
     if missing is not None:
         print(f"{missing} is not on PATH (Debian: apt-get install slurm-wlm)", file=sys.stderr)
         return 2
-    rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        root = Path(directory)
-        with prepared(root, epochs=options.epochs or 4 * options.faults) as soak:
-            run = soak.watch("survivor")
-            began = time.monotonic()
-            endured = let_die(run, draw(options.faults, rng), rng)
-            seconds = time.monotonic() - began
-            wrong = differences(run, soak.twin)
-            if wrong:
-                print("\n".join(wrong[:20]), file=sys.stderr)
-                return 1
-            text = report(endured, twin=soak.twin, run=run, seconds=seconds)
+    with ExitStack() as stack:
+        if options.directory is None:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
+        else:
+            root = options.directory.absolute()
+            root.mkdir(parents=True)
+        text = _soak(root, options.faults, options.seed, options.epochs or 4 * options.faults)
+    if text is None:
+        return 1
     command = shlex.join(["python", "benchmarks/soak.py", *arguments])
     text = f"```sh\n{command}\n```\n\n{text}\n\n{_versions()}.\n"
     print(text)

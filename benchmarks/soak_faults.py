@@ -204,7 +204,7 @@ FAULTS = {
         "slurmctld killed, back after 5 s", restart_controller, ends_attempts=0
     ),
     "rank_killed_without_controller": Fault(
-        "the same, and one rank SIGKILLed meanwhile", kill_rank_without_controller
+        "one rank SIGKILLed while slurmctld is away", kill_rank_without_controller
     ),
     "submitted_twice": Fault(
         "the command twice at once, then two more supervisors in the queue",
@@ -270,7 +270,7 @@ def _has_noticed(run: WatchedRun, number: int, job: str) -> bool:
 
 
 def _lost_steps(run: WatchedRun, number: int) -> int:
-    """Steps of attempt ``number`` that a later one began again."""
-    steps = run.samples()
-    later = [min(steps[attempt]) for attempt in steps if attempt > number and steps[attempt]]
-    return max(0, max(steps.get(number) or [-1]) + 1 - min(later))
+    """Steps trained until the end of attempt ``number`` that a later one began again."""
+    steps = {attempt: found for attempt, found in run.samples().items() if found}
+    before = max((max(found) for attempt, found in steps.items() if attempt <= number), default=-1)
+    return max(0, before + 1 - min(min(steps[attempt]) for attempt in steps if attempt > number))
