@@ -27,7 +27,7 @@ class _Sign:
 
 
 class Signs:
-    """Looks for signs of life of one attempt, at most about once a second.
+    """Looks for signs of life of one attempt; a node's sign is a small file.
 
     Args:
         run: the run.
@@ -53,20 +53,24 @@ class Signs:
         self._nodes = nodes
         self._config = config
         self._now = now
-        self._start = self._looked = now()
+        self._start = self._looked = self._looked_for_stacks = now()
         self._launched = False
         self._signs: dict[str, _Sign] = {}
 
     def missing(self) -> Failure | None:
         """What is missing for too long by now; None while all is as it should be."""
-        if self._now() - self._looked < LOOK_SECONDS:
+        pause = LOOK_SECONDS if not self._signs else LOOK_SECONDS * max(1, len(self._nodes) // 8)
+        if self._now() - self._looked < pause:
             return None
         self._looked = self._now()
         self._read()
         return self._not_started() if not self._signs else self._silent()
 
     def stacks_written(self) -> bool:
-        """Whether a rank found that it no longer moves."""
+        """Whether a rank found that it no longer moves; looks at most about once a second."""
+        if self._now() - self._looked_for_stacks < LOOK_SECONDS:
+            return False
+        self._looked_for_stacks = self._now()
         paths = self._run.attempt_dir(self._number).glob("stacks_rank_*.txt")
         return any(_size(path) > 0 for path in paths)
 

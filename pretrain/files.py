@@ -21,6 +21,16 @@ def replace_text(path: Path, text: str) -> None:
     staged.replace(path)
 
 
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a small JSON object as `replace_text` does, and the directory for it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(value, indent=1) + "\n")
+
+
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON object to a file of lines, whole and on the disk before this returns.
 

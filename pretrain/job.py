@@ -1,6 +1,7 @@
 """What one process is to do, before torch does anything: a value."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pretrain.config.schema import RunConfig
@@ -42,9 +43,25 @@ class Job:
     def threads(self) -> int:
         """CPU threads of this rank's tensor operations: its share of the cores, unless set."""
         cores = len(os.sched_getaffinity(0))
-        return self.config.engine.threads_per_rank or max(1, cores // self.world.local_size)
+        return self.config.engine.threads_per_rank or share_of_cores(cores, self.world, os.environ)
 
     @property
     def data_fingerprint(self) -> str:
         """Digest of what is trained on; a run whose data changed must not go on unnoticed."""
         return self.manifest.fingerprint(self.config.data.train_split)
+
+
+def share_of_cores(cores: int, world: World, environment: Mapping[str, str]) -> int:
+    """How many of the cores that a rank may run on are its own, at least one.
+
+    Args:
+        cores: that this process may run on.
+        world: its place.
+        environment: in which ``srun`` says how many cores each task it started was given; Slurm
+            binds them to those, or not, as the site has it.
+    """
+    by_srun = environment.get("SLURM_STEP_NUM_TASKS") == str(world.size)
+    own = environment.get("SLURM_CPUS_PER_TASK", "")
+    if by_srun and own.isdigit():
+        return max(1, min(cores, int(own)))
+    return max(1, cores // world.local_size)

@@ -6,7 +6,6 @@ whatever checkpoint, reads the same stream.
 """
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from pretrain.data.skips import Skip, batch_of_step, with_skip
 from pretrain.errors import CheckpointError, EngineError, RanksDivergedError
 from pretrain.files import replace_text, sync
 from pretrain.guard import Fault, odd_ranks
+from pretrain.health import name_bad_ranks
 from pretrain.job import Job
 from pretrain.run_directory import RunDirectory
+from pretrain.world import node_name
 
 _ADVICE = "lower optim.lr or clip (optim.clip_grad_norm)"
 
@@ -134,9 +135,12 @@ def compare_ranks(job: Job, digest: int, steps_done: int) -> None:
     Raises:
         RanksDivergedError: on every rank, with the ranks and hosts that are not like most.
     """
-    found = dist.gather_objects({"digest": digest, "host": socket.gethostname()})
+    found = dist.gather_objects({"digest": digest, "host": node_name()})
     odd = odd_ranks([each["digest"] for each in found])
     if odd:
+        if job.world.rank == 0:
+            why = f"computes with other weights than most ranks after step {steps_done}"
+            name_bad_ranks(job, [(rank, found[rank]["host"], why) for rank in odd])
         named = ", ".join(f"rank {rank} on {found[rank]['host']}" for rank in odd)
         raise RanksDivergedError(
             f"{job.config.name}: the weights of {named} are not those of most ranks after step "

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "wandb",
     "guard",
     "watchdog",
+    "health",
     "checkpoint",
     "data.allow_pipe",
     "data.build",

@@ -23,6 +23,7 @@ from pretrain.engine.schedule import learning_rate
 from pretrain.files import replace_text
 from pretrain.finished import export
 from pretrain.guard import Fault, Guard
+from pretrain.health import check_health
 from pretrain.initial_weights import load_initial_weights
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
@@ -36,6 +37,7 @@ from pretrain.recovery import compare_ranks, find_checkpoint, go_back, read_skip
 from pretrain.saving import Saver, open_store
 from pretrain.stop import StopRequest
 from pretrain.watchdog import Watchdog
+from pretrain.world import node_name
 
 
 @dataclass
@@ -72,12 +74,12 @@ def train(job: Job) -> str:
     stop = StopRequest()
     device = torch.device(job.device)
     torch.set_num_threads(job.threads)
-    store = open_store(job)
-    reader, refusals = find_checkpoint(job)
-    first_step = 0 if reader is None else reader.step
-    with (
-        closing(watch(job)) as watchdog,
-        Recorder(
+    with closing(watch(job)) as watchdog:
+        health = check_health(job, device)
+        store = open_store(job)
+        reader, refusals = find_checkpoint(job)
+        first_step = 0 if reader is None else reader.step
+        with Recorder(
             job.run,
             job.config,
             rank=job.world.rank,
@@ -85,30 +87,33 @@ def train(job: Job) -> str:
             resume_step=first_step,
             total_steps=job.plan.total_steps,
             steps_per_epoch=job.plan.steps_per_epoch,
-        ) as recorder,
-    ):
-        for refusal in refusals:
-            recorder.event("checkpoint_refused", reason=refusal)
-        recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
-        parts = connect(job, device, store, recorder, watchdog, stop, first_step)
-        if reader is not None:
-            restore(parts, reader)
-        while isinstance(outcome := run_steps(parts), Fault):
-            rewind(parts, outcome)
-        watchdog.enter("save")
-        if outcome == "done":
-            finish(parts)
-        recorder.event(outcome)
-        leave_outcome(parts, outcome)
-        # Not after an error: NCCL's groups close together, and peers wait in a collective then.
-        parts.engine.close()
+        ) as recorder:
+            for refusal in refusals:
+                recorder.event("checkpoint_refused", reason=refusal)
+            recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
+            if health is not None:
+                recorder.event("health", **health)
+            parts = connect(job, device, store, recorder, watchdog, stop, first_step)
+            if reader is not None:
+                restore(parts, reader)
+            while isinstance(outcome := run_steps(parts), Fault):
+                rewind(parts, outcome)
+            watchdog.enter("save")
+            if outcome == "done":
+                finish(parts)
+            recorder.event(outcome)
+            leave_outcome(parts, outcome)
+            # Not after an error: NCCL's groups close together, and peers wait in a collective then.
+            parts.engine.close()
     return outcome
 
 
 def watch(job: Job) -> Watchdog:
-    """Watch this rank, from its start on."""
+    """Watch this rank, from its start on; the first of each node shows that the node lives."""
     stacks = job.run.stacks_path(job.attempt, job.world.rank)
-    return Watchdog(stacks, job.config.watchdog, "start")
+    heartbeat = job.run.heartbeat_path(job.attempt, node_name())
+    first = job.world.local_rank == 0
+    return Watchdog(stacks, job.config.watchdog, "start", heartbeat if first else None)
 
 
 def connect(
@@ -278,8 +283,9 @@ def rate(parts: Parts, step: int) -> float:
 def record(parts: Parts, done: int, lr: float) -> Fault | None:
     """Write the numbers of the interval that ends after ``done`` steps; say what is wrong there."""
     plan = parts.job.plan
-    if parts.job.world.rank == 0:
-        parts.saver.store.check_owner()
+    with dist.refusing_together():
+        if parts.job.world.rank == 0:
+            parts.saver.store.check_owner()
     interval = parts.meter.read()
     values = interval.values | parts.clock.read()
     values["train/learning_rate"] = lr

@@ -4,7 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pretrain.config.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from pretrain.config.section import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 
 class GuardConfig(Section):
@@ -47,3 +54,19 @@ class WatchdogConfig(Section):
     """A batch of an evaluation."""
     save_seconds: PositiveFloat = 3600.0
     """Waiting for a checkpoint, and the end of the run with its export."""
+
+
+class HealthConfig(Section):
+    """What every node must be fit for before the first step; one that is not is excluded."""
+
+    enabled: bool = True
+    """Whether ranks look at their nodes: about a second on CPUs, some on GPUs."""
+    slow_factor: Annotated[float, Field(ge=1.0)] = 3.0
+    """A rank is slow that takes more than this many times the median over all ranks for matrix
+    products, or for copies to its device, twice in a row."""
+    min_free_memory_fraction: Fraction = 0.5
+    """Of a GPU's memory; what is missing somebody else uses."""
+    min_free_disk_gib: NonNegativeFloat = 1.0
+    """At the run directory."""
+    min_free_tmp_gib: NonNegativeFloat = 0.1
+    """At the directory for temporary files (TMPDIR), on every node."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pretrain.config.cluster import ClusterConfig
 from pretrain.config.engine import EngineConfig, OptimConfig, check_together
-from pretrain.config.guard import GuardConfig, WatchdogConfig
+from pretrain.config.guard import GuardConfig, HealthConfig, WatchdogConfig
 from pretrain.config.masking import MaskingConfig
 from pretrain.config.schedule import ScheduleConfig
 from pretrain.config.section import (
@@ -298,6 +298,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     guard: GuardConfig = GuardConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    health: HealthConfig = HealthConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

@@ -68,6 +68,7 @@ class Recorder:
         self._steps_per_epoch = steps_per_epoch
         self._state: State = "starting"
         self._progress_time = float("-inf")
+        self._unsaid_step: int | None = None
         self._eta_seconds: float | None = None
         self._last_checkpoint_step = resume_step or None
         self._latest: dict[str, float] = {}
@@ -192,10 +193,13 @@ class Recorder:
             self._eta_seconds = eta_seconds
         if last_checkpoint_step is not None:
             self._last_checkpoint_step = last_checkpoint_step
-        now = time.monotonic()
-        if not news and now - self._progress_time < PROGRESS_SECONDS:
-            return
-        self._progress_time = now
+        self._unsaid_step = step
+        if news or time.monotonic() - self._progress_time >= PROGRESS_SECONDS:
+            self._stand(step)
+
+    def _stand(self, step: int) -> None:
+        self._progress_time = time.monotonic()
+        self._unsaid_step = None
         standing = json.dumps(plain(self._standing(step))) + "\n"
         # Whoever follows the run sees an old one; the next may find room again.
         with contextlib.suppress(OSError):
@@ -242,6 +246,8 @@ class Recorder:
         """Finish the mirror (within its time limit) and close the files; again does nothing."""
         if not self._writes:
             return
+        if self._unsaid_step is not None:  # after an error: how far it came
+            self._stand(self._unsaid_step)
         self._close_files()
         self._writes = False
 

@@ -40,13 +40,21 @@ class FakeProject:
         (self.root / "configs" / "second.yaml").write_text("base: first\ninit_from: first\n")
         (self.root / "configs" / "both.yaml").write_text("chain: [first, second]\n")
 
-    def set_ranks(self, steps: int, *faults: str, step_seconds: float = 0.01) -> None:
+    def set_ranks(
+        self,
+        steps: int,
+        *faults: str,
+        step_seconds: float = 0.01,
+        watchdog_seconds: float | None = None,
+    ) -> None:
         """Replace the trainer by `fake_rank`."""
+        watched = "" if watchdog_seconds is None else str(watchdog_seconds)
         shutil.copy(Path(__file__).with_name("fake_rank.py"), self.root / "pretrain/fake_rank.py")
         (self.root / "pretrain" / "__main__.py").write_text(
             "import os, sys\n"
             "from pretrain.fake_rank import main\n"
             f"os.environ['FAKE_STEP_SECONDS'] = '{step_seconds}'\n"
+            f"if {watched!r}: os.environ['FAKE_WATCHDOG_SECONDS'] = {watched!r}\n"
             f"sys.argv[1:] = [sys.argv[2], '{steps}', *{faults!r}]\n"
             "sys.exit(main())\n"
         )

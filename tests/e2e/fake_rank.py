@@ -1,7 +1,10 @@
 """A rank without torch: counts steps in files, saves, and fails on demand.
 
 Usage: fake_rank.py RUN_DIR STEPS [FAULT …] where FAULT is KIND:RANK:STEP[:TIMES]; kinds are kill,
-raise, refuse and forget (leave without an outcome). ``TIMES`` is how many attempts it happens in.
+raise, refuse, forget (leave without an outcome), hang, freeze (SIGSTOP), idle (before any sign of
+life), inch (save one step further in each attempt, then raise) and bad_node (name its own node as
+unfit). ``TIMES`` is how many attempts it happens in. Where FAKE_WATCHDOG_SECONDS is set, each rank
+has the real watchdog, with that deadline for every phase.
 """
 
 import json
@@ -27,8 +30,12 @@ def main() -> int:
     print(f"local {os.environ['LOCAL_RANK']} of {os.environ['LOCAL_WORLD_SIZE']}")
     print(f"meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}")
     print(f"gpus {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+    fail(rank, 0, attempt)
+    watchdog = watch(directory, rank, attempt)
     while step < total:
         step += 1
+        if watchdog is not None:
+            watchdog.enter("step")
         time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.01")))
         fail(rank, step, attempt)
         stopping = meet(directory, rank, attempt, step, stop=rank == 0 and flag.exists())
@@ -70,6 +77,39 @@ def fail(rank: int, step: int, attempt: int) -> None:
             sys.exit(2)
         elif kind == "forget":
             sys.exit(0)
+        elif kind in ("hang", "idle"):
+            time.sleep(600)
+        elif kind == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif kind == "inch":
+            (Path(sys.argv[1]) / "checkpoints" / f"step_{step - 5 + attempt:08d}").mkdir()
+            raise RuntimeError(f"planned again at step {step}")
+        elif kind == "bad_node":
+            name_own_node(rank, attempt)
+            sys.exit(72)
+
+
+def watch(directory: Path, rank: int, attempt: int):
+    seconds = os.environ.get("FAKE_WATCHDOG_SECONDS")
+    if seconds is None:
+        return None
+    from pretrain import watchdog
+    from pretrain.config.guard import WatchdogConfig
+    from pretrain.run_directory import RunDirectory
+    from pretrain.world import node_name
+
+    watchdog.LINGER_SECONDS = 2.0
+    run = RunDirectory(directory)
+    settings = WatchdogConfig.model_construct(start_seconds=60.0, step_seconds=float(seconds))
+    first = os.environ["LOCAL_RANK"] == "0"
+    heartbeat = run.heartbeat_path(attempt, node_name()) if first else None
+    return watchdog.Watchdog(run.stacks_path(attempt, rank), settings, "start", heartbeat)
+
+
+def name_own_node(rank: int, attempt: int) -> None:
+    node = os.environ.get("SLURMD_NODENAME", "here")
+    path = Path(sys.argv[1]) / "attempts" / f"{attempt:03d}" / "bad_ranks.json"
+    write(path, {"bad_ranks": [{"rank": rank, "node": node, "why": "a matrix product is wrong"}]})
 
 
 def leave(directory: Path, rank: int, attempt: int, outcome: str, step: int, total: int) -> int:

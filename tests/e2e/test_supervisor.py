@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from launch.ledger import Attempt, read_attempts
 from pretrain.config.schema import RunConfig
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import is_alive
+from pretrain.world import node_name
 
 FAKE_RANK = Path(__file__).with_name("fake_rank.py")
 ROOT = Path(__file__).parents[2]
@@ -48,20 +50,31 @@ def make_run(path: Path, *, ranks: int = 2, **fields: object) -> RunDirectory:
 
 @contextlib.contextmanager
 def supervising(
-    *runs: RunDirectory, steps: int, faults: tuple[str, ...] = (), step_seconds: float = 0.01
+    *runs: RunDirectory,
+    steps: int,
+    faults: tuple[str, ...] = (),
+    step_seconds: float = 0.01,
+    watchdog_seconds: float | None = None,
+    margin_seconds: float | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     """A supervisor process at work on the runs, with fake ranks; killed in the end."""
     (path,) = {str(run.path) for run in runs} if len(runs) == 1 else ("",)
-    command = [sys.executable, "-S", str(FAKE_RANK), path, str(steps), *faults]
+    bare = ["-S"] if watchdog_seconds is None else []
+    command = [sys.executable, *bare, str(FAKE_RANK), path, str(steps), *faults]
     program = (
-        "import json, sys; from launch.supervisor import run_job; run_job(*json.loads(sys.argv[1]))"
+        "import json, sys; from launch import signs; from launch.supervisor import run_job; "
+        f"signs.MARGIN_SECONDS = {margin_seconds} or signs.MARGIN_SECONDS; "
+        "run_job(*json.loads(sys.argv[1]))"
     )
     arguments = json.dumps([[str(run.path) for run in runs], command])
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SUBMITIT"))}
+    clean["FAKE_STEP_SECONDS"] = str(step_seconds)
+    if watchdog_seconds is not None:
+        clean |= {"FAKE_WATCHDOG_SECONDS": str(watchdog_seconds), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", program, arguments],
         cwd=ROOT,
-        env=clean | {"FAKE_STEP_SECONDS": str(step_seconds)},
+        env=clean,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -93,6 +106,10 @@ def outcomes(run: RunDirectory) -> list[tuple[str | None, str | None]]:
     return [(attempt.outcome, attempt.next) for attempt in read_attempts(run)]
 
 
+def events(run: RunDirectory) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.events_path.read_text().splitlines()]
+
+
 def last(run: RunDirectory) -> Attempt:
     return read_attempts(run)[-1]
 
@@ -117,6 +134,14 @@ def test_a_killed_rank_restarts_from_the_checkpoint(run: RunDirectory) -> None:
     first, second = read_attempts(run)
     assert first.culprit_rank == 1
     assert "rank 1 was killed by SIGKILL" in first.reason
+    assert (first.cause, first.culprit_node, first.phase) == ("rank_died", node_name(), "step")
+    assert (first.last_step, first.lost_steps) == (24, 4)
+    assert (second.cause, second.last_step, second.lost_steps) == ("done", 40, 0)
+    ended = [event for event in events(run) if event["event"] == "attempt_ended"]
+    assert [event["cause"] for event in ended] == ["rank_died", "done"]
+    assert ended[0]["culprit_rank"] == 1
+    assert sum(event["event"] == "attempt_started" for event in events(run)) == 2
+    assert not run.failure_path.exists()
     assert second.checkpoint_step_before is not None
     assert second.checkpoint_step_before >= 20
     assert f"from step {second.checkpoint_step_before}" in run.rank_log(2, 0).read_text()
@@ -129,6 +154,87 @@ def test_a_crash_loop_gives_up_and_shows_the_culprit(run: RunDirectory) -> None:
     assert outcomes(run) == [("crashed", "restart")] * 2 + [("crashed", "give_up")]
     assert "3 attempts without a newer checkpoint" in last(run).reason
     assert "RuntimeError: planned at step 5" in output
+    said = run.failure_path.read_text()
+    assert "first: failed: a rank died (rank_died)\nculprit: rank 1" in said
+    assert "last step: 4 (no checkpoint, 4 steps lost)" in said
+    assert "RuntimeError: planned at step 5" in said
+    with supervising(run, steps=40, faults=("raise:1:5:3",)) as process:
+        assert finish(process)[0] == 0
+    assert not run.failure_path.exists()
+
+
+@pytest.mark.slow
+def test_the_same_step_again_gives_up_though_checkpoints_were_made(run: RunDirectory) -> None:
+    with supervising(run, steps=40, faults=("inch:0:25:99",)) as process:
+        code, _ = finish(process)
+    assert code == 70
+    assert [attempt.checkpoint_step_after for attempt in read_attempts(run)] == [21, 22, 23]
+    assert last(run).next == "give_up"
+    assert "3 attempts in a row ended at step 24" in last(run).reason
+    assert "3 attempts in a row ended at step 24" in run.failure_path.read_text()
+
+
+def test_the_stopped_rank_of_a_hang_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "frozen", ranks=3)
+    with supervising(run, steps=30, faults=("freeze:1:15",), watchdog_seconds=1) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    first, second = read_attempts(run)
+    assert (first.cause, first.culprit_rank, first.phase) == ("rank_hung", 1, "step")
+    assert "rank 1 on" in first.reason
+    assert "wrote no stacks" in first.reason
+    assert first.last_step == 14
+    assert second.outcome == "done"
+    assert "meet" in run.stacks_path(1, 2).read_text()
+
+
+@pytest.mark.slow
+def test_the_rank_that_stands_elsewhere_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "hung", ranks=3)
+    with supervising(run, steps=30, faults=("hang:2:15",), watchdog_seconds=2) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    first = read_attempts(run)[0]
+    assert (first.cause, first.culprit_rank, first.phase) == ("rank_hung", 2, "step")
+    assert "fail" in first.reason
+    assert "unlike most" in first.reason
+
+
+@pytest.mark.slow
+def test_a_run_whose_every_rank_is_stopped_is_noticed_from_outside(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "alone", ranks=1)
+    with supervising(
+        run,
+        steps=30,
+        faults=("freeze:0:15",),
+        step_seconds=0.1,  # for the sign of life to tell the phase
+        watchdog_seconds=1,
+        margin_seconds=2,
+    ) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    first = read_attempts(run)[0]
+    assert (first.cause, first.culprit_rank, first.phase) == ("rank_hung", 0, "step")
+    assert "no sign of life" in first.reason
+
+
+@pytest.mark.slow
+def test_ranks_that_never_begin_are_not_waited_for_without_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "late", cluster={"start_timeout_seconds": 2})
+    with supervising(run, steps=10, faults=("idle:0:0", "idle:1:0")) as process:
+        code, output = finish(process)
+    assert code == 0, output
+    first = read_attempts(run)[0]
+    assert (first.cause, first.phase, first.last_step) == ("never_started", "join", None)
+
+
+def test_an_unfit_machine_ends_the_run_with_the_reason(run: RunDirectory) -> None:
+    with supervising(run, steps=10, faults=("bad_node:1:0",)) as process:
+        code, output = finish(process)
+    assert code == 70
+    assert (last(run).cause, last(run).culprit_rank) == ("bad_node", 1)
+    assert "rank 1 on here: a matrix product is wrong" in output
+    assert "a matrix product is wrong" in run.failure_path.read_text()
 
 
 def test_progress_starts_the_count_anew(tmp_path: Path) -> None:
@@ -227,7 +333,12 @@ def test_ranks_save_when_their_supervisor_is_killed(run: RunDirectory) -> None:
     assert outcomes(run) == [(None, None)]
     with supervising(run, steps=saved + 3) as process:
         assert finish(process)[0] == 0
-    assert [attempt.number for attempt in read_attempts(run)] == [1, 2]
+    first, second = read_attempts(run)
+    assert (first.number, second.number) == (1, 2)
+    assert (first.outcome, first.cause, first.lost_steps) == (None, "vanished", 0)
+    assert first.last_step == saved
+    explained = [event for event in events(run) if event["event"] == "attempt_explained"]
+    assert [event["cause"] for event in explained] == ["vanished"]
 
 
 def test_a_finished_run_is_left_alone(run: RunDirectory) -> None:

@@ -91,3 +91,5 @@ def test_the_rank_and_the_host_whose_weights_differ_are_named(job, monkeypatch):
     monkeypatch.setattr(recovery.dist, "gather_objects", lambda _: digests)
     with pytest.raises(RanksDivergedError, match="weights of rank 2 on node2 are not those of"):
         recovery.compare_ranks(job, 3, 700)
+    (named,) = json.loads(job.run.bad_ranks_path(job.attempt).read_text())["bad_ranks"]
+    assert (named["rank"], named["node"]) == (2, "node2")

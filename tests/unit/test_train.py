@@ -79,6 +79,7 @@ def test_a_rank_that_fails_ends_without_its_peers(parts, monkeypatch, fails):
         return "stopped"
 
     monkeypatch.setattr(train, "StopRequest", MagicMock())
+    monkeypatch.setattr(train, "check_health", lambda *_: None)
     monkeypatch.setattr(train, "open_store", MagicMock())
     monkeypatch.setattr(train, "find_checkpoint", lambda job: (None, []))
     monkeypatch.setattr(train, "watch", lambda _: MagicMock())
