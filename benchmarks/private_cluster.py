@@ -175,7 +175,8 @@ class PrivateCluster:
                 continue
             if node is not None and f"SLURMD_NODENAME={node}".encode() not in environ:
                 continue
-            if any(entry.startswith(b"SLURM_JOB_ID=") for entry in environ):
+            left_over = node is None and _name(int(process.name)) == "slurmstepd"
+            if left_over or any(entry.startswith(b"SLURM_JOB_ID=") for entry in environ):
                 found[int(process.name)] = parent
         watchers = {parent for parent in found.values() if _name(parent) == "slurmstepd"}
         return [*watchers, *found]
