@@ -108,6 +108,8 @@ def _wait_for_steps(run: WatchedRun, steps: int) -> None:
             return True
         if newest["attempt"] != attempts[-1].number or newest["step"] < starts[-1] + steps:
             return False
+        if run.is_being_ended():  # the fault before is not over for this job
+            return False
         has_saved = (run.directory.newest_checkpoint_step() or 0) > starts[-1]
         return has_saved or (len(starts) > 1 and starts[-1] > starts[-2])
 

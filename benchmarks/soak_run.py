@@ -182,6 +182,10 @@ class WatchedRun:
         parts = (word.partition("=") for word in answer.stdout.split())
         return {key: value for key, _, value in parts}.get(name, "")
 
+    def is_being_ended(self) -> bool:
+        """Whether Slurm is about to take the job off its nodes, or has."""
+        return self.field("JobState") != "RUNNING" or self.field("PreemptTime") != "None"
+
     def nodes(self) -> list[str]:
         """Nodes of the job, the supervisor's first."""
         command = ["scontrol", "show", "hostnames", self.field("NodeList")]
