@@ -8,8 +8,10 @@ from pathlib import Path
 
 from launch import scheduler
 from launch.decide import Failure, JobFacts
+from launch.history import Traces
 from launch.ledger import CRASHES, Attempt, attempt_before
 from launch.nodes import bad_ranks, excludable, exclude_nodes, excluded_nodes
+from launch.srun import lost_nodes
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.metrics.jsonl import read_lines
@@ -72,9 +74,14 @@ class Allocation:
             never_started_before=before is not None and before.cause == "never_started",
         )
 
-    def unusable(self, nodes: Sequence[str]) -> dict[str, str]:
-        """Nodes that are down or silent now."""
-        return scheduler.unusable_nodes(nodes)
+    def traces(self, attempt: Attempt) -> Traces:
+        """What Slurm tells about the end of the attempt before, which may be of another job."""
+        if attempt.job != self._job_id:
+            return Traces()
+        srun = self._run.attempt_dir(attempt.number) / "srun.log"
+        said = srun.read_text(encoding="utf-8", errors="replace") if srun.exists() else ""
+        lost = set(lost_nodes(said)) | set(scheduler.unusable_nodes(attempt.nodes))
+        return Traces(self.restarts, _ended_by(attempt.number), tuple(sorted(lost)))
 
     def _excludable(self, job: scheduler.JobState, listed: Sequence[str]) -> int:
         there = scheduler.partition_nodes(job.partition)

@@ -9,12 +9,13 @@ RUNNING = "RUNNING"
 TIME_LIMIT_MARGIN_SECONDS = 90.0
 """How much earlier than asked Slurm may signal a job, and some time to save."""
 
-_SAID: dict[str, Cause] = {
+CAUSE_SAID: dict[str, Cause] = {
     "PREEMPTION": "preemption",
     "JOB REQUEUE": "requeued",
     "NODE FAILURE": "node_lost",
     "TIME LIMIT": "time_limit",
 }
+"""What slurmd writes when it ends a job, and the cause that it means."""
 _IN_WORDS: dict[Cause, str] = {
     "cancelled": "the job was cancelled",
     "requeued": "Slurm is putting the job back into the queue",
@@ -204,7 +205,7 @@ def _why_stopped(facts: Facts) -> tuple[Cause, str]:
     if job is None or (facts.asked and job.state == RUNNING):
         return "user_stop", ""
     if job.state != RUNNING:
-        cause = _SAID.get(job.said) or ("requeued" if job.coming_back else "cancelled")
+        cause = CAUSE_SAID.get(job.said) or ("requeued" if job.coming_back else "cancelled")
     elif job.preempted:
         cause = "preemption"
     elif job.seconds_left is not None and (

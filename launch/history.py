@@ -1,9 +1,10 @@
 """How far an attempt came and what it lost, and what the next start finds out about its end."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from launch.ledger import Attempt
+from launch.decide import CAUSE_SAID
+from launch.ledger import Attempt, Cause
 from launch.signs import PHASES
 from pretrain.run_directory import RunDirectory
 
@@ -29,41 +30,45 @@ def lost_steps(step: int | None, saved_step: int | None) -> int | None:
     return None if step is None else max(0, step - (saved_step or 0))
 
 
-def findings(
-    run: RunDirectory,
-    attempt: Attempt,
-    *,
-    restarts: int | None,
-    unusable: Mapping[str, str],
-) -> dict[str, Any]:
-    """What a new start knows about the attempt before it that nobody knew at its end.
+@dataclass(frozen=True)
+class Traces:
+    """What Slurm tells, at the next start, about the end of an attempt.
 
-    Args:
-        run: the run.
-        attempt: the newest, which is over.
-        restarts: times that Slurm has put this job back; None without Slurm or in another job.
-        unusable: nodes of that attempt that are down now, and Slurm's word for it.
+    Attributes:
+        restarts: times that it has put the job back by now; None without Slurm or in another job.
+        said: what slurmd wrote when it ended the job, such as ``NODE FAILURE``; empty without it.
+        lost_nodes: nodes that failed under the attempt, or are down now.
+    """
+
+    restarts: int | None = None
+    said: str = ""
+    lost_nodes: tuple[str, ...] = ()
+
+
+def findings(run: RunDirectory, attempt: Attempt, traces: Traces) -> dict[str, Any]:
+    """What a new start knows about the attempt before it that nobody knew at its end.
 
     Returns:
         By the names of `Attempt`; empty where there is nothing new.
     """
-    requeued = restarts is not None and restarts > (attempt.restarts or 0)
+    requeued = traces.restarts is not None and traces.restarts > (attempt.restarts or 0)
     if attempt.outcome is not None or attempt.cause is not None:
         came_back = attempt.next == "stop" and attempt.cause == "cancelled" and requeued
         return {"cause": "requeued"} if came_back else {}
-    saved = run.newest_checkpoint_step()
     step = last_step(run, attempt.number)
+    cause: Cause = CAUSE_SAID.get(traces.said, "node_lost" if traces.lost_nodes else "vanished")
     reason = "its supervisor was killed"
+    if traces.said:
+        reason += f" (slurmd: {traces.said.lower()})"
     if requeued:
-        reason += f"; Slurm put the job back into the queue (restart {restarts})"
-    for node, state in unusable.items():
-        reason += f"; node {node} is {state}"
-    lost = len(unusable) == 1
+        reason += f"; Slurm put the job back into the queue (restart {traces.restarts})"
+    if traces.lost_nodes:
+        reason += f"; lost {', '.join(traces.lost_nodes)}"
     return {
-        "cause": "node_lost" if unusable else "vanished",
+        "cause": cause,
         "reason": reason,
-        "culprit_node": next(iter(unusable)) if lost else None,
+        "culprit_node": traces.lost_nodes[0] if len(traces.lost_nodes) == 1 else None,
         "phase": phase_of(run, attempt.number),
         "last_step": step,
-        "lost_steps": lost_steps(step, saved),
+        "lost_steps": lost_steps(step, run.newest_checkpoint_step()),
     }

@@ -119,13 +119,18 @@ def read_failure(text: str, code: int) -> Failure:
     refused = [end for _, end in guilty if _exit_code(end) == EXIT_BAD_INPUT]
     first = [end for i, end in guilty if i < ending]
     killed = [end for end in first if _exit_code(end) is None]
-    lost = next((match for line in lines if (match := _NODE_FAILED.match(line))), None)
+    lost = lost_nodes(text)
     if lost and not refused and not first:
-        return Failure(None, f"Slurm lost node {lost['node']}", "node_lost", lost["node"])
+        return Failure(None, f"Slurm lost node {lost[0]}", "node_lost", lost[0])
     if guilty:
         everything = [end for _, end in guilty]
         return _failure_of((refused or killed or first or everything)[0])
     return _not_launched(lines, code)
+
+
+def lost_nodes(text: str) -> list[str]:
+    """Nodes that failed under a step, from ``srun``'s messages."""
+    return [match["node"] for line in text.splitlines() if (match := _NODE_FAILED.match(line))]
 
 
 def _failure_of(end: re.Match[str]) -> Failure:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launch.allocation import Allocation
 from launch.decide import NEXT_IN_WORDS, Decision, Facts, Failure, decide
-from launch.history import findings, last_step, lost_steps, phase_of
+from launch.history import Traces, findings, last_step, lost_steps, phase_of
 from launch.ledger import (
     Attempt,
     Next,
@@ -201,12 +201,8 @@ class _Supervisor:
             killed = end_leftovers(last.ranks, patience_seconds=LEFTOVER_SECONDS)
             if killed:
                 self._say(f"killed {len(killed)} ranks left over from attempt {last.number}")
-        restarts = None
-        unusable: dict[str, str] = {}
-        if self._allocation is not None:
-            restarts = self._allocation.restarts if last.job == self._job else None
-            unusable = self._allocation.unusable(last.nodes) if last.outcome is None else {}
-        found = findings(self._run, last, restarts=restarts, unusable=unusable)
+        traces = self._allocation.traces(last) if self._allocation else Traces()
+        found = findings(self._run, last, traces)
         if found:
             append_finding(self._run, last.number, **found)
             self._say(f"attempt {last.number}: {found.get('reason', found['cause'])}")

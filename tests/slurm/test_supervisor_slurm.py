@@ -135,15 +135,19 @@ def test_a_node_that_vanishes_is_the_cause(project: FakeProject, slurm: Path) ->
     wait_until(lambda: step_of(run) >= 3, "steps")
     kill_node(slurm, job_id)
     try:
-        first = first_attempt(run)
-        assert first.cause == "node_lost", first
+        wait_until(lambda: field(job_id, "JobState") == "PENDING", "the job to be requeued")
     finally:
         log = slurm.parent / "daemon-again.log"
         _start(["slurmd", "-D", "-N", "127.0.0.3", "-f", str(slurm)], log, dict(os.environ))
     release(job_id)
     wait_until(lambda: len(read_attempts(run)) == 2, "the second attempt")
-    saved = read_attempts(run)[1].checkpoint_step_before
-    wait_until(lambda: step_of(run) > (saved or 0), "further steps")
+    first, second = read_attempts(run)
+    # Its ranks waited for the dead until Slurm killed all, supervisor included.
+    assert (first.outcome, first.cause, first.culprit_node) == (None, "node_lost", "127.0.0.3")
+    assert "node failure" in first.reason
+    assert first.last_step is not None
+    assert first.lost_steps == first.last_step - (second.checkpoint_step_before or 0)
+    wait_until(lambda: step_of(run) > (second.checkpoint_step_before or 0), "further steps")
 
 
 def kill_node(conf: Path, job_id: str) -> None:
