@@ -193,6 +193,16 @@ def move_dependents(old_job_id: str, new_job_id: str) -> list[str]:
     return refused
 
 
+def nodes_text(form: str) -> str | None:
+    """What ``sinfo`` prints of all partitions, a line for equal nodes; None where it fails.
+
+    Raises:
+        LaunchError: Slurm does not answer.
+    """
+    answer = _run(["sinfo", "--all", "--exact", "--noheader", "--format", form])
+    return answer.stdout if answer.returncode == 0 else None
+
+
 def first_node_address() -> str:
     """The address at which all nodes of this job reach its first one.
 

@@ -3,46 +3,25 @@
 import argparse
 import shlex
 import sys
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     # Python puts launch/ first; its modules are no top-level names, and this source tree is meant.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.build_data import build_data, check_build
-from launch.processes import locked
+from launch.launching import build_missing, submit
+from launch.planning import Part, plan_part
+from launch.preflight import check
 from launch.scheduler import why_no_slurm
-from launch.snapshot import copy_source, write_environment
 from launch.status import Queue, look
-from launch.submit import Job, ask_slurm, check_slurm, sbatch_script, submit_local, submit_slurm
-from pretrain.config.load import expand_chain, load_run
+from launch.submit import ask_slurm, sbatch_script
+from pretrain.config.load import RESULTS, expand_chain, load_run, results_of
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError, run_command
-from pretrain.plan.derive import Plan, make_plan
-from pretrain.plan.render import render
-from pretrain.plan.resources import gpus_here, resources_of
-from pretrain.preflight import (
-    check_initial_weights,
-    check_output,
-    free_disk_bytes,
-    initial_weights_path,
-    manifest_if_built,
-    probe_split_if_built,
-    require_manifest,
-)
+from pretrain.plan.render import total_cost
+from pretrain.preflight import manifest_if_built
 from pretrain.run_directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Part:
-    """One run of the command: what is asked, what follows from it, and where."""
-
-    config: RunConfig
-    plan: Plan
-    run: RunDirectory
 
 
 def main(arguments: list[str]) -> int:
@@ -57,18 +36,18 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     configs = _load(options)
     if options.plan:
-        print("\n\n".join(render(part.config, part.plan) for part in map(_plan, configs)))
+        _print_plans([plan_part(config) for config in configs])
         return 0
-    _check(configs)
+    for warning in check(configs):
+        print(f"warning: {warning}", file=sys.stderr)
     slurm = configs[0].cluster.executor == "slurm"
     if options.dry_run:
         _show(configs, slurm=slurm)
         return 0
-    _build_missing(configs)
-    parts = [_plan(config) for config in configs]
-    for part in parts:
-        print(render(part.config, part.plan), flush=True)
-    active = _launch(parts, slurm=slurm, command=["python", "launch/slurm.py", *arguments])
+    build_missing(configs)
+    parts = [plan_part(config) for config in configs]
+    _print_plans(parts)
+    active = submit(parts, command=["python", "launch/slurm.py", *arguments])
     if options.follow or (options.follow is None and not slurm):
         from launch.follow import follow
 
@@ -92,7 +71,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         required=True,
         metavar="NAME",
         help="a config in configs/, or a path to one; several form a chain, in which a run "
-        "whose init_from names another waits for it",
+        "whose init_from names another waits for it; 'results' makes use of the one before it",
     )
     add("overrides", nargs="*", metavar="key=value", help="config fields, for every run given")
     add(
@@ -114,17 +93,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _load(options: argparse.Namespace) -> list[RunConfig]:
     names = expand_chain(options.config)
-    if options.name is not None and len(names) > 1:
-        raise LaunchError(f"--name: names one run, but {len(names)} are given: {', '.join(names)}")
+    trained = [name for name in names if name != RESULTS]
+    if options.name is not None and len(trained) > 1:
+        raise LaunchError(
+            f"--name: names one run, but {len(trained)} are given: {', '.join(trained)}"
+        )
+    if names[0] == RESULTS:
+        raise LaunchError(f"--config {RESULTS}: of which run? Name it before: --config NAME")
     cluster = options.cluster
     if cluster == "auto":
         why = why_no_slurm()
         cluster = "slurm" if why is None else "local"
         if why is not None:
             print(f"running on this machine: {why}", file=sys.stderr)
-    configs = [
-        load_run(name, options.overrides, cluster=cluster, run_name=options.name) for name in names
-    ]
+    configs: list[RunConfig] = []
+    for name in names:
+        if name == RESULTS:
+            configs.append(results_of(configs[-1]))
+        else:
+            configs.append(
+                load_run(name, options.overrides, cluster=cluster, run_name=options.name)
+            )
     doubled = {
         config.name for config in configs if [c.name for c in configs].count(config.name) > 1
     }
@@ -149,70 +138,17 @@ def _parents_first(configs: list[RunConfig]) -> list[RunConfig]:
     return ordered
 
 
-def _plan(config: RunConfig) -> Part:
-    manifest = manifest_if_built(config)
-    plan = make_plan(
-        config,
-        manifest,
-        resources_of(config.cluster, gpus_here()),
-        free_disk_bytes=free_disk_bytes(config),
-        probe=probe_split_if_built(config),
-    )
-    return Part(config, plan, _run_of(config))
-
-
-def _run_of(config: RunConfig) -> RunDirectory:
-    return RunDirectory(Path(config.runs_dir) / config.name)
-
-
-def _check(configs: list[RunConfig]) -> None:
-    """Refuse everything that cannot be launched, before anything is written."""
-    if configs[0].cluster.executor == "slurm":
-        why = why_no_slurm()
-        if why is not None:
-            raise LaunchError(f"cluster.executor: slurm: {why}; give --cluster local")
-        for config in configs:
-            check_slurm(config)
-    earlier: set[str] = set()
-    for config in configs:
-        if manifest_if_built(config) is not None or not config.data.build_automatically:
-            require_manifest(config)
-            _plan(config)
-        else:
-            check_build(config)
-        if config.init_from not in earlier:
-            check_initial_weights(config)
-            _check_parent(config)
-        check_output(config)
-        _run_of(config).check(config)
-        earlier.add(config.name)
-
-
-def _check_parent(config: RunConfig) -> None:
-    """Refuse to start from a run that is neither done nor under way; a path says it is meant."""
-    parent = initial_weights_path(config)
-    if parent is None or "/" in (config.init_from or "") or not RunDirectory(parent).exists:
-        return
-    status = look(RunDirectory(parent), Queue())
-    if status.phase != "done" and not status.is_active:
-        raise LaunchError(
-            f"init_from: {config.init_from} is not done ({status.detail}); launch both with one "
-            "command (--config … --config …), or give init_from=PATH"
-        )
-
-
-def _build_missing(configs: list[RunConfig]) -> None:
-    for config in configs:
-        if manifest_if_built(config) is None:
-            build_data(config)
-        require_manifest(config)
+def _print_plans(parts: Sequence[Part]) -> None:
+    print("\n\n".join(part.text() for part in parts), flush=True)
+    if len(parts) > 1:
+        print(f"\n{total_cost([part.plan for part in parts])}", flush=True)
 
 
 def _show(configs: list[RunConfig], *, slurm: bool) -> None:
     names = {config.name for config in configs}
-    for part in map(_plan, configs):
-        print(render(part.config, part.plan))
-        if manifest_if_built(part.config) is None:
+    for part in map(plan_part, configs):
+        print(part.text())
+        if part.config.task == "train" and manifest_if_built(part.config) is None:
             print(f"would build the data: {part.config.data.build}")
         print(f"would create {part.run.path}" if not part.run.exists else f"uses {part.run.path}")
         status = look(part.run, Queue())
@@ -228,69 +164,13 @@ def _show(configs: list[RunConfig], *, slurm: bool) -> None:
             continue
         script = sbatch_script(part.config, part.plan.ranks_per_node)
         print(script)
-        print(f"sbatch --test-only: {ask_slurm(script)}")
+        print(f"sbatch --test-only: {ask_slurm(script).text}")
 
 
 def _rank_line(run: RunDirectory) -> str:
     from launch.ranks import rank_command
 
     return shlex.join(rank_command(run))
-
-
-def _launch(parts: list[Part], *, slurm: bool, command: list[str]) -> list[RunDirectory]:
-    """Submit what is neither done nor active; return all that is active now, in order."""
-    queue = Queue(seconds=0)
-    with ExitStack() as stack:
-        for part in parts:
-            part.run.make()
-            stack.enter_context(locked(part.run.submit_lock_path))
-        new: list[Part] = []
-        active: list[RunDirectory] = []
-        for part in parts:
-            status = look(part.run, queue)
-            if status.phase == "done":
-                print(f"{part.config.name}: already done, in {part.run.path}")
-                continue
-            active.append(part.run)
-            if status.is_active:
-                job = status.job.job_id if status.job else "unknown"
-                print(f"{part.config.name}: already active as job {job}; nothing is submitted")
-            else:
-                new.append(part)
-        for part in new:
-            saved = part.run.newest_checkpoint_step()
-            if saved is not None:
-                print(f"{part.config.name}: goes on from step {saved}")
-            part.run.create(part.config, part.plan.to_json())
-            copy_source(part.run)
-            write_environment(part.run, command)
-        if slurm:
-            _submit_slurm(new, queue)
-        elif new:
-            parents = [_active_parent(part.config, queue) for part in new]
-            waits_for = {run.path: run for run, _ in filter(None, parents)}
-            job = submit_local([part.run for part in new], waits_for=list(waits_for.values()))
-            print(f"started job {job.job_id} on {job.host}, {time.strftime('%H:%M:%S')}")
-    return active
-
-
-def _active_parent(config: RunConfig, queue: Queue) -> tuple[RunDirectory, Job] | None:
-    """The run this one starts from and the job that has it, if one has."""
-    path = initial_weights_path(config)
-    if path is None:
-        return None
-    run = RunDirectory(path)
-    status = look(run, queue)
-    return (run, status.job) if status.is_active and status.job else None
-
-
-def _submit_slurm(parts: list[Part], queue: Queue) -> None:
-    for part in parts:
-        parent = _active_parent(part.config, queue)
-        after = [parent[1].job_id] if parent else []
-        job = submit_slurm(part.run, after=after)
-        waits = f", after job {after[0]}" if after else ""
-        print(f"{part.config.name}: submitted as job {job.job_id}{waits}, in {part.run.path}")
 
 
 if __name__ == "__main__":

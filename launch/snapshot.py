@@ -49,6 +49,7 @@ def source_files(root: Path = ROOT) -> list[Path]:
     if tracked is None:
         found = [path for folder in CODE_FOLDERS for path in (root / folder).rglob("*")]
         names = [path.relative_to(root) for path in found if "__pycache__" not in path.parts]
+        names.append(Path("pyproject.toml"))
     else:
         folders = [folder for folder in CODE_FOLDERS if (root / folder).is_dir()]
         new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *folders)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from launch.nodes import excluded_nodes
 from launch.supervisor import layout_of, run_job
@@ -168,12 +168,24 @@ def sbatch_script(config: RunConfig, ranks_per_node: int, after: Sequence[str] =
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def ask_slurm(script: str) -> str:
-    """What ``sbatch --test-only`` answers to a script: an estimated start, or the refusal."""
+class Answer(NamedTuple):
+    """What ``sbatch --test-only`` says of a script.
+
+    Attributes:
+        accepted: whether Slurm would take it.
+        text: an estimated start, or the refusal.
+    """
+
+    accepted: bool
+    text: str
+
+
+def ask_slurm(script: str) -> Answer:
+    """Ask ``sbatch --test-only`` about a script. Submits nothing."""
     answer = subprocess.run(
         ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
     )
-    return _last_line(answer.stdout + answer.stderr)
+    return Answer(answer.returncode == 0, _last_line(answer.stdout + answer.stderr))
 
 
 def _slurm_executor(

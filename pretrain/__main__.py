@@ -58,6 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.plan:
         print(_plan_text(config, world))
         return 0
+    if config.task == "results":
+        from pretrain.results import make_results
+
+        make_results(run, config, world, _attempt(run))
+        return 0
     return _train(run, config, world, create=options.run is None)
 
 

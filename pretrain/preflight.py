@@ -10,8 +10,10 @@ from pretrain.convert.sources import holds_weights, source_of
 from pretrain.data.manifest import Manifest, Split, check_shards, read_manifest
 from pretrain.data.remote import LAUNCH_PATIENCE, Patience, patience_of
 from pretrain.errors import ConfigError, DataError, PretrainError
+from pretrain.evaluate.measure import default_split
 from pretrain.evaluate.probe import Probe, open_probe
 from pretrain.location import is_remote
+from pretrain.plan.results import evaluated_sets
 from pretrain.run_directory import RunDirectory
 
 INIT_FIELDS = ("init_classes", "init_weights", "init_image_size", "init_window_size")
@@ -97,6 +99,22 @@ def probe_split_if_built(config: RunConfig) -> Split | None:
     data = config.data.model_copy(update={"path": settings.path, "allow_pipe": False})
     manifest = _manifest(data, LAUNCH_PATIENCE)
     return None if manifest is None else manifest.split(settings.split)
+
+
+def result_splits_if_built(config: RunConfig) -> list[Split]:
+    """Return the splits that a run of results evaluates on, without the sets that are not built.
+
+    Raises:
+        DataError: something is there but it is no sound shard set, or it lacks the split.
+        ConfigError: there is nothing to evaluate on.
+    """
+    found = []
+    for path, name in evaluated_sets(config):
+        data = config.data.model_copy(update={"path": path, "allow_pipe": False})
+        manifest = _manifest(data, LAUNCH_PATIENCE)
+        if manifest is not None:
+            found.append(manifest.split(name or default_split(manifest)))
+    return found
 
 
 def initial_weights_path(config: RunConfig) -> Path | None:

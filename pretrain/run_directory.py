@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "engine.threads_per_rank",
     "engine.zero_stage",
     "optim.implementation",
+    "results",
 )
 """Sections and fields that may differ between attempts of one run: none changes what is learnt."""
 
@@ -77,6 +78,8 @@ class RunDirectory:
         wandb_dir: what Weights & Biases writes.
         report_path: the report of the finished run, HTML.
         export_dir: the finished weights.
+        evaluation_dir: what a run of results measured.
+        converted_dir: and the weights it wrote in other layouts.
         submitit_dir: what submitit writes.
         failure_path: why the run was given up, for people; gone once it goes on.
         excluded_nodes_path: nodes that its jobs no longer take, and why, one JSON object per line.
@@ -101,6 +104,8 @@ class RunDirectory:
         self.wandb_dir = self.path / "wandb"
         self.report_path = self.path / "report.html"
         self.export_dir = self.path / "export"
+        self.evaluation_dir = self.path / "evaluation"
+        self.converted_dir = self.path / "converted"
         self.submitit_dir = self.path / "submitit"
         self.failure_path = self.path / "failure.txt"
         self.excluded_nodes_path = self.path / "excluded_nodes.jsonl"
@@ -217,6 +222,12 @@ class RunDirectory:
     def read_outcome(self, attempt: int) -> dict[str, Any] | None:
         """What rank zero left at the orderly end of an attempt; None if it did not come to one."""
         return read_json(self.outcome_path(attempt))
+
+    def leave_outcome(self, attempt: int, outcome: str, step: int) -> None:
+        """Tell the supervisor why an attempt ends. Rank zero, when all is on the disk."""
+        path = self.outcome_path(attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps({"outcome": outcome, "step": step}) + "\n")
 
     def is_done(self) -> bool:
         """Whether training came to its end."""

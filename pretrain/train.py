@@ -5,7 +5,6 @@ the loop. Every function here is called by every rank.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ from pretrain.data.batch import BadSample, Batch
 from pretrain.data.loader import Batches, train_batches
 from pretrain.engine.engine import Engine, Values
 from pretrain.engine.schedule import learning_rate
-from pretrain.files import replace_text
 from pretrain.finished import export
 from pretrain.guard import Fault, Guard
 from pretrain.health import check_health
@@ -347,9 +345,7 @@ def leave_outcome(parts: Parts, outcome: str) -> None:
     """Tell the supervisor how this attempt ended, once everything that counts is on the disk."""
     job = parts.job
     if job.world.rank == 0:
-        path = job.run.outcome_path(job.attempt)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps({"outcome": outcome, "step": parts.steps_done}) + "\n")
+        job.run.leave_outcome(job.attempt, outcome, parts.steps_done)
     dist.barrier()
 
 

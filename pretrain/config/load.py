@@ -21,6 +21,8 @@ from pretrain.config.schema import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.location import is_remote
 
+RESULTS = "results"
+"""In the place of a config's name: evaluate and convert what the run before it has learnt."""
 CONFIGS_DIR = Path(__file__).resolve().parents[2] / "configs"
 """Where names are looked up: the ``configs/`` of the source tree that is running."""
 
@@ -47,6 +49,9 @@ def expand_chain(names: Sequence[str]) -> list[str]:
     """
     parts: list[str] = []
     for name in names:
+        if name == RESULTS:
+            parts.append(name)
+            continue
         source = _read_file(_find(name, "--config"))
         if "chain" not in source.values:
             parts.append(name)
@@ -59,6 +64,22 @@ def expand_chain(names: Sequence[str]) -> list[str]:
             )
         parts.extend(chain)
     return parts
+
+
+def results_of(config: RunConfig) -> RunConfig:
+    """Derive the run that evaluates and converts the weights of another, on one node."""
+    return config.model_copy(
+        update={
+            "name": f"{config.name}_{RESULTS}",
+            "task": RESULTS,
+            "init_from": config.name,
+            "init_classes": None,
+            "init_weights": None,
+            "init_image_size": None,
+            "init_window_size": None,
+            "cluster": config.cluster.model_copy(update={"nodes": 1}),
+        }
+    )
 
 
 def load_run(
@@ -329,6 +350,12 @@ def _absolute_paths(config: RunConfig) -> RunConfig:
         values["init_from"] = _absolute(config.init_from)
     if config.init_classes is not None:
         values["init_classes"] = _absolute(config.init_classes)
+    results = config.results
+    values["results"]["evaluate"] = [
+        path if is_remote(path) else _absolute(path) for path in results.evaluate
+    ]
+    if results.real_labels is not None:
+        values["results"]["real_labels"] = _absolute(results.real_labels)
     return RunConfig.model_validate_json(json.dumps(values))
 
 

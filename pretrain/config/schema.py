@@ -262,6 +262,22 @@ class WandbConfig(Section):
     """User or team; null takes the account's default."""
 
 
+class ResultsConfig(Section):
+    """What ``results``, at the end of a chain, makes of the weights of the run before it."""
+
+    evaluate: tuple[str, ...] = ()
+    """Shard sets to evaluate on; none takes the run's own held-out split, else its probe."""
+    real_labels: str | None = None
+    """ReaL labels (``real.json``) of the set that has as many images."""
+    convert: tuple[
+        Literal[
+            "official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors", "onnx"
+        ],
+        ...,
+    ] = ()
+    """Layouts to write, each compared with the source by what it computes."""
+
+
 class RunConfig(Section):
     """One run, whole."""
 
@@ -271,6 +287,9 @@ class RunConfig(Section):
     """Directory that holds the run directories."""
     preset: Name | None = None
     """Which of the file's ``presets`` was taken; null takes none."""
+    task: Literal["train", "results"] = "train"
+    """results evaluates and converts the weights of ``init_from``, as the section ``results`` says;
+    the launcher makes such a run where a chain says ``results``."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Fixes initialisation, sample order, augmentation and drop path."""
     init_from: str | None = None
@@ -301,6 +320,7 @@ class RunConfig(Section):
     health: HealthConfig = HealthConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    results: ResultsConfig = ResultsConfig()
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
     cluster: ClusterConfig = ClusterConfig()

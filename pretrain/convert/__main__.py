@@ -4,19 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from pretrain.convert.targets import EVERY
 from pretrain.errors import run_command
 from pretrain.world import world_from_environment
-
-_TARGETS = (
-    "official",
-    "timm",
-    "huggingface",
-    "torchvision",
-    "mmdetection",
-    "safetensors",
-    "onnx",
-)
-
 
 _TIMEOUT_SECONDS = 1800
 """Longest wait of other ranks for the one that converts."""
@@ -30,10 +20,10 @@ def main(arguments: Sequence[str]) -> int:
             what the source does.
         RefusedTogetherError: on another rank, if rank zero refuses.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     world = world_from_environment()
     if world.size == 1:
-        _convert(options)
+        convert(options)
         return 0
     import torch
 
@@ -43,13 +33,18 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with dist.refusing_together():
             if world.rank == 0:
-                _convert(options)
+                convert(options)
     finally:
         dist.shutdown()  # or the threads of the groups may abort a process that ends
     return 0
 
 
-def _convert(options: argparse.Namespace) -> None:
+def convert(options: argparse.Namespace) -> None:
+    """Convert, and verify if asked to, in this process alone.
+
+    Raises:
+        PretrainError: bad input, or a result that does not compute what the source does.
+    """
     # Only now is torch worth its seconds.
     from pretrain.convert.read import load
     from pretrain.convert.verify import verify
@@ -80,40 +75,41 @@ def _convert(options: argparse.Namespace) -> None:
         print(verify(loaded, destination, options.to))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    made = argparse.ArgumentParser(
         prog="python -m pretrain.convert",
         description="Convert Swin weights between layouts; what SRC is, is found out.",
     )
-    parser.add_argument(
+    made.add_argument(
         "source",
         metavar="SRC",
         help="a run, checkpoint or export of ours; a DeepSpeed, timm or transformers directory; "
         "or a .pth or .safetensors file",
     )
-    parser.add_argument(
+    made.add_argument(
         "destination", metavar="DST", help="where nothing is yet: a directory, or a file's name"
     )
-    parser.add_argument("--to", required=True, choices=_TARGETS, help="the layout to write")
-    parser.add_argument(
+    made.add_argument("--to", required=True, choices=EVERY, help="the layout to write")
+    made.add_argument(
         "--weights", choices=("raw", "ema"), help="which, where SRC has both (default: raw)"
     )
-    parser.add_argument(
+    made.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="trained on, where SRC does not say"
     )
-    parser.add_argument(
+    made.add_argument(
         "--window", type=int, metavar="TOKENS", help="window side of V2, where SRC does not say"
     )
-    parser.add_argument(
+    made.add_argument(
         "--classes",
         metavar="PATH",
         type=Path,
         help="ids of the head's rows: a text file (id, or id and name after a tab) or a shard set",
     )
-    parser.add_argument(
+    made.add_argument(
         "--verify", action="store_true", help="compute with the result in its own library"
     )
-    return parser
+    return made
 
 
 if __name__ == "__main__":

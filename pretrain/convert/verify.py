@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pretrain.convert.graph import open_onnx
 from pretrain.convert.names import is_derived
 from pretrain.convert.read import Loaded, load
-from pretrain.convert.write import Target
+from pretrain.convert.targets import Target
 from pretrain.errors import ModelError
 from pretrain.models.build import build
 from pretrain.models.swin import Swin

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -24,28 +24,11 @@ from pretrain.convert.layouts import to_layout
 from pretrain.convert.names import Layout
 from pretrain.convert.read import Loaded
 from pretrain.convert.sources import CONFIG_NAME, WEIGHTS_NAME
+from pretrain.convert.targets import DIRECTORIES, Target, check_target
 from pretrain.errors import CheckpointError, ModelError
 from pretrain.files import sync
-from pretrain.models.variants import shape_of, stage_maps
+from pretrain.models.variants import shape_of
 
-Target = Literal[
-    "official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors", "onnx"
-]
-TARGETS: tuple[Target, ...] = (
-    "official",
-    "timm",
-    "huggingface",
-    "torchvision",
-    "mmdetection",
-    "safetensors",
-)
-"""The layouts, all of which can be read again; ``safetensors`` is our own export."""
-DIRECTORIES = ("timm", "huggingface", "safetensors")
-"""Those that are a directory; the others are a file, ``.pth`` or ``.safetensors``."""
-_ONE_WINDOW = ("huggingface", "torchvision", "mmdetection")
-"""Those whose networks have a single window size for the tables of all stages."""
-_ONE_WINDOW_OF_V1 = ("huggingface", "mmdetection")
-"""Those of them whose V2 has no such tables, and takes each stage's own window."""
 _ENDINGS = (".pth", ".pt", ".safetensors")
 
 
@@ -84,7 +67,7 @@ def write(
         CheckpointError: there is something at the destination, or it cannot be written.
     """
     check_destination(destination, target)
-    _check_windows(loaded, target)
+    check_target(loaded.model, target)
     if target == "torchvision" and not loaded.has_head:
         raise ModelError(
             "torchvision: its networks always have a head, these weights none; write official, "
@@ -119,20 +102,6 @@ def write(
         raise CheckpointError(f"{destination}: cannot be written ({error})") from None
     finally:
         _clear(staged)
-
-
-def _check_windows(loaded: Loaded, target: Target) -> None:
-    windows = {stage.window for stage in stage_maps(shape_of(loaded.model))}
-    if target == "torchvision" and any(shape_of(loaded.model).pretrained_window_sizes):
-        raise ModelError("torchvision: has no windows of an earlier training; write timm")
-    if target in _ONE_WINDOW_OF_V1 and loaded.family == "swinv2":
-        return
-    if target in _ONE_WINDOW and len(windows) > 1:
-        raise ModelError(
-            f"{target}: has one window size for all stages, this model's are "
-            f"{', '.join(str(window) for window in sorted(windows))} tokens at "
-            f"{loaded.model.image_size} pixels; write official or timm"
-        )
 
 
 def _write_ours(loaded: Loaded, destination: Path, provenance: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ TIMEOUT_SECONDS = 1800
 """Longest wait for another rank."""
 
 
-class _Checked(NamedTuple):
+class Checked(NamedTuple):
     """What was found right before torch was imported."""
 
     sets: list[tuple[DataConfig, Manifest, Split]]
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parser().parse_args(arguments)
     world = world_from_environment()
-    checked, refusal = _checked(options, world)
+    checked, refusal = look(options, world)
     if refusal is not None and world.size == 1:
         raise refusal
     # Only now is torch worth its seconds.
@@ -63,21 +63,16 @@ def main(arguments: Sequence[str]) -> int:
 
     from pretrain import dist
 
-    torch.set_num_threads(max(1, _cores() // world.local_size))
     # Nothing but counts passes between the ranks, whatever computes them.
     dist.initialize(world, torch.device("cpu"), TIMEOUT_SECONDS)
     try:
-        dist.agree(refusal)
-        assert checked is not None  # noqa: S101 - for the type checker: a refusal left above
-        _evaluate(options, world, checked)
+        evaluate(options, world, checked, refusal)
     finally:
         dist.shutdown()  # or the threads of the groups may abort a process that ends
     return 0
 
 
-def _checked(
-    options: argparse.Namespace, world: World
-) -> tuple[_Checked | None, PretrainError | None]:
+def look(options: argparse.Namespace, world: World) -> tuple[Checked | None, PretrainError | None]:
     """Look at everything that needs no torch; return what was found, or why it is refused."""
     try:
         read_recorded(options.weights_path)
@@ -87,15 +82,37 @@ def _checked(
             for data in _data_configs(options, world)
         ]
         real = _real_labels(options.real, [split for _, _, split in sets])
-        return _Checked(sets, real, _output_stem(options)), None
+        return Checked(sets, real, _output_stem(options)), None
     except PretrainError as error:
         return None, error
 
 
-def _evaluate(options: argparse.Namespace, world: World, checked: _Checked) -> None:
+def evaluate(
+    options: argparse.Namespace,
+    world: World,
+    checked: Checked | None,
+    refusal: PretrainError | None,
+) -> None:
+    """Evaluate, print the table and write the files. **Every rank**, after `dist.initialize`.
+
+    Args:
+        options: of the command line.
+        world: this rank's place.
+        checked: what `look` found on this rank.
+        refusal: or why it refused.
+
+    Raises:
+        PretrainError: what a rank refused, on rank zero.
+        RefusedTogetherError: on the others.
+    """
+    import torch
+
     from pretrain import dist
     from pretrain.evaluate.measure import measure
 
+    torch.set_num_threads(max(1, _cores() // world.local_size))
+    dist.agree(refusal)
+    assert checked is not None  # noqa: S101 - for the type checker: a refusal left above
     with dist.refusing_together():
         device, source, subject, how, tests = _prepared(options, world, checked)
     results = [
@@ -116,7 +133,7 @@ def _evaluate(options: argparse.Namespace, world: World, checked: _Checked) -> N
 
 
 def _prepared(
-    options: argparse.Namespace, world: World, checked: _Checked
+    options: argparse.Namespace, world: World, checked: Checked
 ) -> "tuple[torch.device, Source, Subject, tuple[Preprocessing, str], list[EvalSet]]":
     """Read the weights and match their classes with those of the sets. Any rank, alone."""
     from pretrain.evaluate.subject import load_subject, read_source

@@ -73,6 +73,11 @@ class Showing(Protocol):
         ...
 
 
+def default_split(manifest: Manifest) -> str:
+    """Name of the split that is meant where none is given: the only one, else the validation."""
+    return next(iter(manifest.splits)) if len(manifest.splits) == 1 else _DEFAULT_SPLIT
+
+
 def find_split(data: DataConfig, name: str | None, world: World) -> tuple[Manifest, Split]:
     """Find a split and compare its shards with the manifest; ranks share the comparing.
 
@@ -85,8 +90,7 @@ def find_split(data: DataConfig, name: str | None, world: World) -> tuple[Manife
         DataError: no set, no such split, or shards that are missing.
     """
     manifest = read_manifest(data.path, cache_dir=data.cache_dir)
-    if name is None:
-        name = next(iter(manifest.splits)) if len(manifest.splits) == 1 else _DEFAULT_SPLIT
+    name = name or default_split(manifest)
     split = manifest.split(name)
     check_shards(manifest, name, world.rank, world.size)
     return manifest, split

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pretrain.plan.measured import MeasuredRate
 from pretrain.plan.resources import Resources
 
 TRAINING_FLOP_PER_FORWARD_MAC = 6
@@ -36,17 +37,31 @@ class Cost:
 
 
 def estimate_cost(
-    train_images: int, eval_images: int, forward_macs_per_image: int, resources: Resources
+    train_images: int,
+    eval_images: int,
+    forward_macs_per_image: int,
+    resources: Resources,
+    measured: MeasuredRate | None = None,
 ) -> Cost:
-    """Estimate the cost of training and evaluating on that many images."""
+    """Estimate the cost of training and evaluating on that many images.
+
+    Args:
+        train_images: of the whole run.
+        eval_images: of all its evaluations.
+        forward_macs_per_image: multiply-accumulates of one forward pass.
+        resources: the machines.
+        measured: the rate of an earlier run of the same work; None takes a stated assumption.
+    """
     training = TRAINING_FLOP_PER_FORWARD_MAC * forward_macs_per_image
     flop = train_images * training + eval_images * 2 * forward_macs_per_image
-    rate = ASSUMED_FLOP_PER_SECOND[resources.device] * resources.world_size
-    hours = flop / rate / 3600
+    rate = ASSUMED_FLOP_PER_SECOND[resources.device]
+    if measured is not None:
+        rate = measured.images_per_second_per_rank * training
+    hours = flop / (rate * resources.world_size) / 3600
     return Cost(
         hours=hours,
         gpu_hours=hours * resources.world_size if resources.device == "cuda" else 0.0,
         exaflop=flop / 1e18,
-        images_per_second=rate / training,
-        assumption=_ASSUMPTION[resources.device],
+        images_per_second=rate * resources.world_size / training,
+        assumption=_ASSUMPTION[resources.device] if measured is None else measured.assumption,
     )

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pretrain.augment.policy import parse_policy
 from pretrain.config.schema import RunConfig
@@ -17,6 +18,7 @@ from pretrain.models.variants import (
     shape_of,
 )
 from pretrain.plan.cost import Cost, estimate_cost
+from pretrain.plan.measured import MeasuredRate
 from pretrain.plan.memory import memory_bytes_per_rank
 from pretrain.plan.resources import Resources
 
@@ -40,6 +42,8 @@ class Plan:
             not built.
         shards: shard files of both splits; 0 while they are not built.
         data_bytes: size of those files.
+        bytes_per_train_image: what the shards hold for each training image, on average; 0 while
+            they are not built.
         device: ``cuda`` or ``cpu``.
         nodes: machines.
         ranks_per_node: processes of each.
@@ -74,6 +78,7 @@ class Plan:
     probe_samples: int
     shards: int
     data_bytes: int
+    bytes_per_train_image: float
     device: str
     nodes: int
     ranks_per_node: int
@@ -116,6 +121,7 @@ def make_plan(
     *,
     free_disk_bytes: int,
     probe: Split | None = None,
+    measured: MeasuredRate | None = None,
 ) -> Plan:
     """Derive the plan.
 
@@ -125,6 +131,7 @@ def make_plan(
         resources: the machines.
         free_disk_bytes: free space where the run directory lies.
         probe: the split of ``eval.probe``; None without one, or while it is not built.
+        measured: the rate of an earlier run of the same work.
 
     Raises:
         ConfigError: config, data and machines do not suit each other; the message says what would.
@@ -134,17 +141,15 @@ def make_plan(
     micro_batch, accumulation = split_batch(config, resources.world_size)
     (steps_per_epoch, total_steps), lr_scale = _steps(config, train_samples), _lr_scale(config)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
-    splits = [] if manifest is None else [manifest.split(name) for name in _split_names(config)]
+    trained = total_steps * config.batch.global_size
     evaluated = _evaluated_images(config, eval_samples, probe)
     return Plan(
         preset=config.preset,
-        edition="" if manifest is None else manifest.edition,
         num_classes=config.model.num_classes,
         train_samples=train_samples,
         eval_samples=eval_samples,
         probe_samples=0 if probe is None else probe.samples,
-        shards=sum(len(split.shards) for split in splits),
-        data_bytes=sum(split.bytes for split in splits),
+        **_shards(config, manifest),
         device=resources.device,
         nodes=resources.nodes,
         ranks_per_node=resources.ranks_per_node,
@@ -167,7 +172,7 @@ def make_plan(
         checkpoint_bytes=_bytes_per_parameter_saved(config) * parameters,
         checkpoints_kept=_checkpoints_kept(config, total_steps),
         free_disk_bytes=free_disk_bytes,
-        cost=estimate_cost(total_steps * config.batch.global_size, evaluated, macs, resources),
+        cost=estimate_cost(trained, evaluated, macs, resources, measured),
     )
 
 
@@ -284,6 +289,20 @@ def _samples(config: RunConfig, manifest: Manifest | None) -> tuple[int, int]:
         )
     train = manifest.split(data.train_split).samples
     return train, 0 if data.eval_split is None else manifest.split(data.eval_split).samples
+
+
+def _shards(config: RunConfig, manifest: Manifest | None) -> dict[str, Any]:
+    """Return what the plan says of the files: nothing while they are not built."""
+    if manifest is None:
+        return {"edition": "", "shards": 0, "data_bytes": 0, "bytes_per_train_image": 0.0}
+    train = manifest.split(config.data.train_split)
+    splits = [manifest.split(name) for name in _split_names(config)]
+    return {
+        "edition": manifest.edition,
+        "shards": sum(len(split.shards) for split in splits),
+        "data_bytes": sum(split.bytes for split in splits),
+        "bytes_per_train_image": train.bytes / train.samples,
+    }
 
 
 def times_evaluated(config: RunConfig, every_epochs: int) -> int:

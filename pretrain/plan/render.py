@@ -1,18 +1,40 @@
 """The plan as text for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pretrain.config.schema import RunConfig
 from pretrain.plan.derive import Plan, times_evaluated
+from pretrain.plan.results import ResultsPlan
 
 
 def render(config: RunConfig, plan: Plan) -> str:
     """Return the plan as aligned lines, one fact each."""
     rows = [*_data_rows(config, plan), *_step_rows(config, plan), *_size_rows(config, plan)]
+    return _aligned(config.name + (f", preset {plan.preset}" if plan.preset else ""), rows)
+
+
+def render_results(config: RunConfig, plan: ResultsPlan) -> str:
+    """Return the plan of a run of results in the same way."""
+    images = f"{plan.images:,} images" if plan.images else "not built yet"
+    hours = _duration(plan.cost.hours)
+    return _aligned(
+        config.name,
+        [
+            ("weights", f"the export of {config.init_from}"),
+            ("evaluation", f"{'; '.join(plan.sets)}: {images}"),
+            ("layouts", ", ".join(plan.layouts) or "none"),
+            ("ranks", f"{plan.ranks_per_node}, {plan.device}"),
+            (
+                "time",
+                f"about {hours} for the images if {plan.cost.assumption}",
+            ),
+        ],
+    )
+
+
+def _aligned(title: str, rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(label) for label, _ in rows)
-    lines = [f"plan of {config.name}" + (f", preset {plan.preset}" if plan.preset else "")]
-    lines += [f"  {label:<{width}}  {text}" for label, text in rows]
-    return "\n".join(lines)
+    return "\n".join([f"plan of {title}", *(f"  {label:<{width}}  {text}" for label, text in rows)])
 
 
 def _data_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
@@ -155,7 +177,25 @@ def _size_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
             f"about {_duration(cost.hours)}{gpu_hours} ({cost.exaflop:.3g} EFLOP, "
             f"{_number(cost.images_per_second)} images/s) if {cost.assumption}",
         ),
+        *_reading_rows(plan),
     ]
+
+
+def _reading_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return what the shards' file system must give for that time; nothing before they exist."""
+    rate = plan.cost.images_per_second * plan.bytes_per_train_image
+    if not rate:
+        return []
+    each = f", {_size(rate / plan.nodes)}/s per node" if plan.nodes > 1 else ""
+    return [("reading", f"{_size(rate)}/s of shards{each}, for that rate")]
+
+
+def total_cost(plans: Sequence[Plan | ResultsPlan]) -> str:
+    """Return one line with the cost of several runs together, each after the other."""
+    hours = sum(plan.cost.hours for plan in plans)
+    gpu_hours = sum(plan.cost.gpu_hours for plan in plans)
+    said = f", {_number(gpu_hours)} GPU-hours" if gpu_hours else ""
+    return f"all {len(plans)} runs: about {_duration(hours)} one after the other{said}"
 
 
 def _parts(sizes: Mapping[str, int]) -> str:
@@ -164,7 +204,7 @@ def _parts(sizes: Mapping[str, int]) -> str:
     return f"{_size(sum(sizes.values()))}: {parts}"
 
 
-def _size(size_bytes: int) -> str:
+def _size(size_bytes: float) -> str:
     """Return a size in the unit that leaves it readable."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -32,6 +32,7 @@ class FakeProject:
         for folder in CODE_FOLDERS:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / folder, self.root / folder, ignore=ignore)
+        shutil.copy(ROOT / "pyproject.toml", self.root)
         for config in (self.root / "configs").glob("*.yaml"):
             config.unlink()
         self.set_ranks(steps)

@@ -10,7 +10,8 @@ from tiny_weights import CLASSES, LABELS, NAMES, same, tiny_loaded, tiny_weights
 from pretrain.convert.__main__ import main
 from pretrain.convert.labels import Labels
 from pretrain.convert.read import load
-from pretrain.convert.write import TARGETS, write
+from pretrain.convert.targets import TARGETS
+from pretrain.convert.write import write
 from pretrain.errors import PretrainError
 
 

@@ -10,8 +10,9 @@ from tiny_weights import CLASSES, LABELS, same, tiny_loaded
 
 from pretrain.convert.layouts import to_layout
 from pretrain.convert.read import load
+from pretrain.convert.targets import DIRECTORIES
 from pretrain.convert.verify import verify
-from pretrain.convert.write import DIRECTORIES, write
+from pretrain.convert.write import write
 from pretrain.errors import ModelError
 from pretrain.models.variants import shape_of
 

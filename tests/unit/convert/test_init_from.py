@@ -12,7 +12,8 @@ from tiny_weights import CLASSES, LABELS, same, tiny_loaded, tiny_model, tiny_we
 from pretrain import dist
 from pretrain.convert.labels import Labels
 from pretrain.convert.layouts import to_layout
-from pretrain.convert.write import DIRECTORIES, write
+from pretrain.convert.targets import DIRECTORIES
+from pretrain.convert.write import write
 from pretrain.errors import ModelError
 from pretrain.initial_weights import load_initial_weights
 from pretrain.models.build import build

@@ -14,8 +14,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pretrain.convert.labels import Labels
 from pretrain.convert.read import load
+from pretrain.convert.targets import DIRECTORIES, TARGETS
 from pretrain.convert.verify import verify
-from pretrain.convert.write import DIRECTORIES, TARGETS, write
+from pretrain.convert.write import write
 from pretrain.errors import CheckpointError, ModelError
 from pretrain.models.build import build
 
