@@ -89,6 +89,7 @@ def make_project(root: Path, *, epochs: int) -> Path:
     for folder in CODE_FOLDERS:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", source)
     shutil.copy(Path(__file__).with_name("soak_trace.py"), source / "pretrain")
     (source / "pretrain" / "__main__.py").rename(source / "pretrain" / "rank_main.py")
     (source / "pretrain" / "__main__.py").write_text(_MAIN)
