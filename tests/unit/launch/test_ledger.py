@@ -1,5 +1,6 @@
 """What the ledger remembers, and how it counts attempts without progress."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 from launch.ledger import (
     Attempt,
     append_end,
+    append_finding,
     append_ranks,
     append_start,
+    attempt_before,
     attempts_without_progress,
+    crashes_at_step,
     read_attempts,
 )
 from pretrain.run_directory import RunDirectory
@@ -54,6 +58,51 @@ def test_a_torn_line_costs_itself_only(tmp_path: Path) -> None:
         file.write('{"event": "end", "attempt": 1, "outc')
     append_start(run, 2, job="7", host="h", checkpoint_step=5)
     assert [item.number for item in read_attempts(run)] == [1, 2]
+
+
+def test_causes_and_findings_are_kept_and_told(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    append_start(run, 1, job="7", host="h", checkpoint_step=None, nodes=["n1", "n2"], restarts=0)
+    append_finding(run, 1, cause="node_lost", culprit_node="n2", lost_steps=4)
+    (found,) = read_attempts(run)
+    assert (found.nodes, found.restarts, found.outcome) == (("n1", "n2"), 0, None)
+    assert (found.cause, found.culprit_node, found.lost_steps) == ("node_lost", "n2", 4)
+    told = [json.loads(line) for line in run.events_path.read_text().splitlines()]
+    assert [event["event"] for event in told] == ["attempt_started", "attempt_explained"]
+    assert told[1]["culprit_node"] == "n2"
+
+
+def test_a_ledger_of_an_older_version_is_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    start = {"event": "start", "attempt": 1, "time": 5.0, "job": "7", "host": "h"}
+    end = {"event": "end", "attempt": 1, "time": 6.0, "outcome": "crashed", "next": "restart"}
+    end |= {"checkpoint_step_after": 4, "reason": "why", "culprit_rank": 1}
+    lines = [json.dumps(start | {"checkpoint_step_before": None}), json.dumps(end)]
+    run.attempts_path.write_text("\n".join(lines) + "\n")
+    (found,) = read_attempts(run)
+    assert (found.cause, found.last_step, found.end_time) == (None, None, 6.0)
+
+
+def test_a_job_that_was_submitted_to_go_on_continues_the_count() -> None:
+    first = attempt(1, 10, 10, job="7", next="resubmit")
+    second = attempt(2, 10, 10, job="8")
+    assert attempts_without_progress([first, second], job="8", checkpoint_step=10) == 2
+    assert attempt_before([first], job="8") == first
+    assert attempt_before([attempt(1, 10, 10)], job="8") is None
+    bad_node = attempt(2, 10, 10, cause="bad_node", next="requeue")
+    before = attempt(1, 10, 10)
+    assert attempts_without_progress([before, bad_node], job="7", checkpoint_step=10) == 1
+
+
+def test_crashes_at_the_same_step_are_counted() -> None:
+    crash = {"cause": "rank_died", "last_step": 24}
+    attempts = [attempt(1, 0, 9, cause="rank_died", last_step=12)]
+    attempts += [attempt(2, 9, 10, **crash), attempt(3, 10, 11, **crash)]
+    assert crashes_at_step(attempts, job="7", step=24) == 2
+    assert crashes_at_step(attempts, job="7", step=25) == 0
+    assert crashes_at_step(attempts, job="7", step=None) == 0
+    stopped = attempt(4, 11, 12, cause="preemption", last_step=24)
+    assert crashes_at_step([*attempts, stopped], job="7", step=24) == 0
 
 
 def test_counting() -> None:
