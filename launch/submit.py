@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from launch.nodes import excluded_nodes
 from launch.script import (
     JobSpec,
     last_line,
@@ -133,14 +132,7 @@ def submit_slurm(
     Raises:
         LaunchError: Slurm refuses the job.
     """
-    spec = spec_of(
-        run,
-        run.read_config(),
-        layout_of(run).ranks_per_node,
-        after,
-        follows=follows,
-        excluded=excluded_nodes(run),
-    )
+    spec = spec_of(run, run.read_config(), layout_of(run).ranks_per_node, after, follows)
     (job,) = submit_array([run], spec, command=command)
     return job
 
