@@ -178,7 +178,13 @@ def submit_twice(run: WatchedRun, _rng: random.Random) -> Callable[[], None]:
     for process in [run.start_second_supervisor() for _ in range(2)]:
         if process.wait() != 0:
             raise RuntimeError("a second supervisor cannot be submitted")
-    return _nothing
+    return lambda: _cancel_all_but(run.job())
+
+
+def _cancel_all_but(job: str) -> None:
+    """Else they would take over at the next fault, and no later one would need the queue."""
+    others = set(_slurm("squeue", "--noheader", "--format=%A").split()) - {job}
+    _slurm("scancel", *others)
 
 
 FAULTS = {
@@ -245,9 +251,9 @@ def endure(run: WatchedRun, kind: str, rng: random.Random) -> Endured:
     mend = fault.strike(run, rng)
     if fault.ends_attempts == 0:
         wait_until(lambda: run.newest_record()["step"] >= before + HARMLESS_STEPS, f"{kind}: steps")
-        mend()
         if len(read_attempts(run.directory)) != attempt:
             raise RuntimeError(f"{kind}: attempt {attempt} ended")
+        mend()
         return Endured(kind, None, run.newest_record()["time"] - struck, 0)
     attempt, job = attempt + fault.ends_attempts - 1, run.job()
     wait_until(lambda: _has_noticed(run, attempt, job), f"{kind}: the end of attempt {attempt}")
