@@ -42,6 +42,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 JobRequeue=0
+Licenses=swin:4
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -51,7 +52,7 @@ MessageTimeout={node_timeout_seconds}
 TCPTimeout=1
 SlurmdParameters=config_overrides
 NodeName=127.0.0.[{first}-{last}] NodeHostname={host} Port=[{ports[1]}-{ports[2]}] CPUs=8 \
-RealMemory=8000 Gres=gpu:8
+RealMemory=8000 Gres=gpu:8 Features=fast,large
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1
 PartitionName=grace Nodes=ALL PriorityTier=0 GraceTime=15
 PartitionName=high Nodes=ALL PriorityTier=10

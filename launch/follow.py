@@ -1,7 +1,6 @@
 """Watching runs from their files: a bar on a terminal, plain lines elsewhere, and how it ended."""
 
 import contextlib
-import os
 import re
 import shlex
 import signal
@@ -17,12 +16,13 @@ from launch.alerts import Alerts
 from launch.decide import NEXT_IN_WORDS
 from launch.ledger import Attempt, read_attempts
 from launch.logs import log_tail
+from launch.lookup import name_for_commands
 from launch.status import Queue, Status, look
+from launch.stopping import EXIT_INTERRUPTED, stop_local
 from launch.submit import read_job
 from launch.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from pretrain.config.load import CONFIGS_DIR
 from pretrain.run_directory import RunDirectory
-from pretrain.run_lock import is_alive, lock_holder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,29 +35,47 @@ SILENT_SECONDS = 60.0
 BAR_COLUMNS = 80
 """Narrower terminals show how far and how long, and neither bar nor numbers."""
 TIME_LEFT = "time left"
-EXIT_INTERRUPTED = 130
 
+_ELSEWHERE = {
+    "status": "its state:     ",
+    "logs --follow": "its log:       ",
+    "follow": "watch it again:",
+    "stop": "save and end:  ",
+}
 _CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED}
 _TRAINING = ("starting", "training", "evaluating", "saving")
 
 
-def follow(runs: Sequence[RunDirectory]) -> int:
+def follow(
+    runs: Sequence[RunDirectory], *, independent: bool = False, watch_only: bool = False
+) -> int:
     """Show submitted runs in turn until each is at its end, or one ends otherwise than done.
 
     The first Ctrl-C asks a local run to save and stop, the second ends it at once; a Slurm job is
     only left alone.
 
+    Args:
+        runs: their directories.
+        independent: a failed run does not end it.
+        watch_only: Ctrl-C leaves a local run alone too.
+
     Returns:
-        0 done, 70 failed, 75 stopped, 130 when leaving a Slurm job to itself.
+        0 done, 70 failed, 75 stopped, 130 when leaving a job to itself.
     """
     queue = Queue()
     chain = [run.path.name for run in runs]
+    failed = False
     with _interrupts() as interrupts, _screen() as (say, bar):
+        answered = 0
         for run in runs:
-            code = _Follower(run, chain, queue, say, bar, interrupts).to_the_end()
-            if code != EXIT_DONE:
+            follower = _Follower(run, chain, queue, say, bar, interrupts, watch_only=watch_only)
+            follower.answered = answered
+            code = follower.to_the_end()
+            answered = follower.answered
+            if code not in (EXIT_DONE, EXIT_FAILED) or (code == EXIT_FAILED and not independent):
                 return code
-    return EXIT_DONE
+            failed = failed or code == EXIT_FAILED
+    return EXIT_FAILED if failed else EXIT_DONE
 
 
 def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:
@@ -70,25 +88,12 @@ def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:
     return " | ".join(parts)
 
 
-def stop_local(run: RunDirectory, status: Status, *, now: bool) -> bool:
-    """Ask the supervisor of a local run to save and stop, or to end at once.
-
-    Returns:
-        Whether there was somebody to ask.
-    """
-    holder = lock_holder(run) or {}
-    if holder.get("host") == os.uname().nodename and is_alive(holder["pid"], holder["ticks"]):
-        os.kill(holder["pid"], signal.SIGQUIT if now else signal.SIGTERM)
-        return True
-    job = status.job
-    if job is not None and job.ticks is not None and is_alive(int(job.job_id), job.ticks):
-        os.kill(int(job.job_id), signal.SIGTERM)
-        return True
-    return False
-
-
 class _Follower:
-    """What has been said about one run, and what is new."""
+    """What has been said about one run, and what is new.
+
+    Attributes:
+        answered: how many of the interrupts were acted on.
+    """
 
     def __init__(
         self,
@@ -98,7 +103,10 @@ class _Follower:
         say: Callable[[str], None],
         bar: "Progress | None",
         interrupts: list[int],
+        *,
+        watch_only: bool,
     ) -> None:
+        self._watch_only = watch_only
         self._run = run
         self._name = run.path.name
         self._chain = chain
@@ -107,7 +115,7 @@ class _Follower:
         self._bar = bar
         self._task: TaskID | None = None
         self._interrupts = interrupts
-        self._answered = len(interrupts)
+        self.answered = 0
         self._waiting_for = ""
         self._told: dict[int, Attempt] = {item.number: item for item in self._earlier()}
         self._alerts = Alerts(run.events_path)
@@ -125,7 +133,7 @@ class _Follower:
             if not status.is_active:
                 break
             self._tell_progress(status)
-            if len(self._interrupts) > self._answered and not self._interrupted(status):
+            if len(self._interrupts) > self.answered and not self._interrupted(status):
                 return EXIT_INTERRUPTED
             time.sleep(LOOK_SECONDS)
         if self._bar is not None and self._task is not None:
@@ -190,16 +198,16 @@ class _Follower:
 
     def _interrupted(self, status: Status) -> bool:
         """Act on Ctrl-C; False when there is nothing more to watch."""
-        self._answered = len(self._interrupts)
+        self.answered = len(self._interrupts)
         job = status.job
-        if job is not None and job.executor == "slurm":
-            self._say(f"{self._name}: job {job.job_id} goes on without this window")
-            self._say(f"  its state: squeue -j {job.job_id}")
-            self._say(f"  its log:   tail -f {self._run.rank_log(_number(status), 0)}")
-            self._say(f"  end it:    scancel {job.job_id}   (it saves first)")
-            self._say("  watch it again: the same command with --follow")
+        if self._watch_only or (job is not None and job.executor == "slurm"):
+            self._say(f"{self._name}: goes on without this window")
+            for verb, meaning in _ELSEWHERE.items():
+                self._say(
+                    f"  {meaning} python launch/runs.py {verb} {name_for_commands(self._run)}"
+                )
             return False
-        now = self._answered > 1
+        now = self.answered > 1
         if not stop_local(self._run, status, now=now):
             return True
         if now:
@@ -299,10 +307,6 @@ def _numbers(progress: dict[str, Any], *, now: float) -> list[str]:
     if written is not None and now - written > SILENT_SECONDS:
         parts.append(f"no news for {now - written:.0f} s")
     return parts
-
-
-def _number(status: Status) -> int:
-    return status.attempt.number if status.attempt else 1
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ from contextlib import ExitStack
 
 from launch.build_data import build_data
 from launch.planning import Part
-from launch.processes import locked
+from launch.processes import locked, private_files
 from launch.snapshot import copy_source, write_environment
-from launch.status import Queue, look
+from launch.status import Queue, job_to_wait_for, look
 from launch.submit import Job, submit_local, submit_slurm
+from launch.sweep import Sweep, submit_sweep, sweep_spec
 from pretrain.config.schema import RunConfig
 from pretrain.preflight import initial_weights_path, manifest_if_built, require_manifest
 from pretrain.run_directory import RunDirectory
@@ -29,12 +30,22 @@ def build_missing(configs: Sequence[RunConfig]) -> None:
         require_manifest(config)
 
 
-def submit(parts: Sequence[Part], *, command: Sequence[str]) -> list[RunDirectory]:
+def submit(
+    parts: Sequence[Part],
+    *,
+    command: Sequence[str],
+    sweep: Sweep | None = None,
+    concurrent: int | None = None,
+    after: RunDirectory | None = None,
+) -> list[RunDirectory]:
     """Create the runs that are neither done nor active and hand them to their executor.
 
     Args:
         parts: checked runs of one executor, each after the one it starts from.
         command: what was typed, for the record.
+        sweep: whose points the runs are; None where they are runs by themselves.
+        concurrent: most points of the sweep that run at a time; None for all.
+        after: a run that must be done first.
 
     Returns:
         The runs that are active now, in order.
@@ -45,6 +56,7 @@ def submit(parts: Sequence[Part], *, command: Sequence[str]) -> list[RunDirector
     slurm = parts[0].config.cluster.executor == "slurm"
     queue = Queue(seconds=0)
     with ExitStack() as stack:
+        stack.enter_context(private_files())
         for part in parts:
             part.run.make()
             stack.enter_context(locked(part.run.submit_lock_path))
@@ -68,13 +80,13 @@ def submit(parts: Sequence[Part], *, command: Sequence[str]) -> list[RunDirector
             part.run.create(part.config, part.plan.to_json())
             copy_source(part.run)
             write_environment(part.run, command)
-        if slurm:
-            _submit_slurm(new, queue)
+        common = job_to_wait_for(after, queue)
+        if slurm and sweep is not None and new:
+            _submit_sweep(sweep, new, concurrent, common, queue)
+        elif slurm:
+            _submit_slurm(new, common, queue)
         elif new:
-            parents = [_active_parent(part.config, queue) for part in new]
-            waits_for = {run.path: run for run, _ in filter(None, parents)}
-            job = submit_local([part.run for part in new], waits_for=list(waits_for.values()))
-            print(f"started job {job.job_id} on {job.host}, {time.strftime('%H:%M:%S')}")
+            _submit_local(new, queue)
     return active
 
 
@@ -88,10 +100,36 @@ def _active_parent(config: RunConfig, queue: Queue) -> tuple[RunDirectory, Job] 
     return (run, status.job) if status.is_active and status.job else None
 
 
-def _submit_slurm(parts: Sequence[Part], queue: Queue) -> None:
+def _submit_local(parts: Sequence[Part], queue: Queue) -> None:
+    parents = [_active_parent(part.config, queue) for part in parts]
+    waits_for = {run.path: run for run, _ in filter(None, parents)}
+    job = submit_local([part.run for part in parts], waits_for=list(waits_for.values()))
+    print(f"started job {job.job_id} on {job.host}, {time.strftime('%H:%M:%S')}")
+
+
+def _submit_slurm(parts: Sequence[Part], common: str | None, queue: Queue) -> None:
     for part in parts:
-        parent = _active_parent(part.config, queue)
-        after = [parent[1].job_id] if parent else []
-        job = submit_slurm(part.run, after=after)
-        waits = f", after job {after[0]}" if after else ""
-        print(f"{part.config.name}: submitted as job {job.job_id}{waits}, in {part.run.path}")
+        after = _jobs_before(part, common, queue)
+        _say_submitted(part, submit_slurm(part.run, after=after), after)
+
+
+def _submit_sweep(
+    sweep: Sweep, parts: Sequence[Part], concurrent: int | None, common: str | None, queue: Queue
+) -> None:
+    after = sorted({job for part in parts for job in _jobs_before(part, common, queue)})
+    spec = sweep_spec(sweep, len(parts), parts[0].plan.ranks_per_node, concurrent, after)
+    jobs = submit_sweep(sweep, [part.run for part in parts], spec)
+    for part, job in zip(parts, jobs, strict=True):
+        _say_submitted(part, job, after)
+
+
+def _jobs_before(part: Part, common: str | None, queue: Queue) -> list[str]:
+    """Jobs that must succeed before this run starts."""
+    parent = _active_parent(part.config, queue)
+    jobs = [parent[1].job_id if parent else None, common]
+    return list(dict.fromkeys(job for job in jobs if job is not None))
+
+
+def _say_submitted(part: Part, job: Job, after: Sequence[str]) -> None:
+    waits = f", after job {', '.join(after)}" if after else ""
+    print(f"{part.config.name}: submitted as job {job.job_id}{waits}, in {part.run.path}")

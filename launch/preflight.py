@@ -13,13 +13,12 @@ from launch.build_data import check_build
 from launch.partitions import Partition, check_partition, read_partitions
 from launch.planning import Part, plan_part, run_of
 from launch.scheduler import why_no_slurm
+from launch.script import ask_slurm, check_slurm, sbatch_script
 from launch.snapshot import ROOT
 from launch.status import Queue, look
-from launch.submit import ask_slurm, check_slurm, sbatch_script
 from pretrain.config.schema import RunConfig
 from pretrain.convert.targets import check_target
 from pretrain.errors import LaunchError
-from pretrain.evaluate.measure import find_split
 from pretrain.plan.results import ResultsPlan, evaluated_sets
 from pretrain.preflight import (
     check_initial_weights,
@@ -139,6 +138,8 @@ def _check_data(config: RunConfig, built: Collection[str]) -> Part:
     if config.task == "results":
         for layout in config.results.convert:
             check_target(config.model, layout)
+        from pretrain.evaluate.measure import find_split  # brings numpy
+
         for path, split in evaluated_sets(config):
             if path not in built:
                 find_split(config.data.model_copy(update={"path": path}), split, World())

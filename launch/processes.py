@@ -27,6 +27,16 @@ def die_with_parent(signal_number: int) -> Callable[[], None]:
 
 
 @contextmanager
+def private_files() -> Iterator[None]:
+    """Let everything made meanwhile, also by child processes, be for its owner alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a file's lock, waiting for whoever has it."""
     descriptor = try_lock(path)

@@ -45,9 +45,9 @@ _MEANINGS: dict[int, tuple[Cause, str]] = {
 _FROM_OTHER_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
-def rank_command(run: RunDirectory) -> list[str]:
+def rank_command(run: RunDirectory, python: str = sys.executable) -> list[str]:
     """The command every rank runs."""
-    return [sys.executable, "-m", "pretrain", "--run", str(run.path)]
+    return [python, "-m", "pretrain", "--run", str(run.path)]
 
 
 @dataclass(frozen=True)

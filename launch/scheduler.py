@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from pretrain.errors import LaunchError
@@ -191,6 +191,60 @@ def move_dependents(old_job_id: str, new_job_id: str) -> list[str]:
         if _run(["scontrol", "update", f"jobid={job_id}", f"Dependency={moved}"]).returncode:
             refused.append(job_id)
     return refused
+
+
+def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
+    """The states of many jobs, from one question; those Slurm has forgotten are left out.
+
+    Raises:
+        LaunchError: Slurm does not answer; nothing is known then.
+    """
+    if not job_ids:
+        return {}
+    # Each element of an array on a line of its own, however its job ended.
+    answer = _run(
+        ["squeue", "-h", "--array", "--states=all", "-o", "%i|%T|%r|%S", "-j", ",".join(job_ids)]
+    )
+    if answer.returncode != 0:
+        if "Invalid job id" in answer.stderr:  # said where a single one is asked for
+            return {}
+        raise LaunchError(f"squeue: {answer.stderr.strip() or 'failed'}")
+    rows = (line.split("|", 3) for line in answer.stdout.splitlines())
+    return {row[0]: JobState(row[1], row[2], row[3]) for row in rows if len(row) == 4}
+
+
+def cancel_pending(job_id: str) -> None:
+    """Take a job out of the queue; one that has started is left alone.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    _scancel("--state=PENDING", job_id)
+
+
+def cancel(job_id: str) -> None:
+    """End a job as Slurm does it: SIGTERM to all it runs, and SIGKILL after ``KillWait``.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    _scancel(job_id)
+
+
+def signal_batch(job_id: str, name: str) -> None:
+    """Send a signal, such as ``TERM``, to the batch process of a job and to nothing else of it.
+
+    Raises:
+        LaunchError: Slurm refuses.
+    """
+    _scancel("--batch", f"--signal={name}", job_id)
+
+
+def _scancel(*arguments: str) -> None:
+    answer = _run(["scancel", *arguments])
+    over = any(word in answer.stderr for word in ("Invalid job id", "already completing"))
+    if answer.returncode != 0 and not over:
+        raise LaunchError(f"scancel {' '.join(arguments)}: {answer.stderr.strip() or 'failed'}")
 
 
 def nodes_text(form: str) -> str | None:

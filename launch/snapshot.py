@@ -1,6 +1,7 @@
 """The source a run uses and the surroundings it was launched from, copied into its directory."""
 
 import json
+import os
 import platform
 import shutil
 import socket
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pretrain.credentials import redact
 from pretrain.errors import LaunchError
 from pretrain.files import replace_text
 from pretrain.run_directory import RunDirectory
@@ -33,10 +35,26 @@ PACKAGES = (
     "safetensors",
     "submitit",
     "pydantic",
+    "pydantic-core",
     "omegaconf",
+    "pyyaml",
+    "rich",
+    "matplotlib",
     "wandb",
+    "fsspec",
+    "s3fs",
+    "triton",
+    "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
 )
 """Distributions whose versions are recorded."""
+
+SECRET_FILES = (".env", ".env.*", ".netrc", "*.pem", "*.key", "id_rsa*", "id_ed25519*")
+"""Names of files that hold credentials; no copy is made of them."""
+
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def source_files(root: Path = ROOT) -> list[Path]:
@@ -54,7 +72,7 @@ def source_files(root: Path = ROOT) -> list[Path]:
         folders = [folder for folder in CODE_FOLDERS if (root / folder).is_dir()]
         new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *folders)
         names = [Path(name) for name in (tracked + (new or "")).split("\0") if name]
-    return sorted(name for name in set(names) if (root / name).is_file())
+    return sorted(name for name in set(names) if (root / name).is_file() and not _is_secret(name))
 
 
 def copy_source(run: RunDirectory, root: Path = ROOT) -> None:
@@ -69,7 +87,7 @@ def copy_source(run: RunDirectory, root: Path = ROOT) -> None:
         for name in source_files(root):
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, target)
+            shutil.copyfile(root / name, target)
         old = run.path / "code.old.tmp"
         shutil.rmtree(old, ignore_errors=True)
         if run.code_path.exists():
@@ -81,16 +99,22 @@ def copy_source(run: RunDirectory, root: Path = ROOT) -> None:
 
 
 def describe_environment(command: Sequence[str], root: Path = ROOT) -> dict[str, Any]:
-    """Versions, machine and commit; nothing from the environment variables, which hold secrets."""
+    """Versions, machine and commit.
+
+    Nothing from the environment variables, which hold secrets; the command without what looks like
+    one. Drivers and GPUs of the nodes are in the logs of the ranks: this is the launching machine.
+    """
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--", *CODE_FOLDERS)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": list(command),
+        "command": redact(command, os.environ),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "executable": sys.executable,
+        "slurm": _output("sbatch", "--version"),
+        "nvidia_driver": _nvidia_driver(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "source": str(root),
         "git_commit": commit.strip() if commit else None,
@@ -101,6 +125,18 @@ def describe_environment(command: Sequence[str], root: Path = ROOT) -> dict[str,
 def write_environment(run: RunDirectory, command: Sequence[str]) -> None:
     """Record the surroundings of a launch in the run directory."""
     replace_text(run.environment_path, json.dumps(describe_environment(command), indent=2) + "\n")
+
+
+def _is_secret(name: Path) -> bool:
+    return any(name.match(pattern) for pattern in SECRET_FILES)
+
+
+def _nvidia_driver() -> str | None:
+    """The first line of what the driver says about itself; None where there is none."""
+    try:
+        return _NVIDIA_DRIVER.read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
 
 
 def _version(name: str) -> str | None:
@@ -114,10 +150,14 @@ def _git(root: Path, *arguments: str) -> str | None:
     """Output of a git command; None where there is no git or ``root`` is not its top folder."""
     if not (root / ".git").exists():
         return None
+    return _output("git", "-C", str(root), *arguments, strip=False)
+
+
+def _output(*command: str, strip: bool = True) -> str | None:
+    """What a program prints; None where it is not there or fails."""
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return answer.stdout if answer.returncode == 0 else None
+    text = answer.stdout.strip() if strip else answer.stdout
+    return text if answer.returncode == 0 else None

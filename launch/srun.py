@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
+from launch.container import step_arguments
 from launch.decide import Failure
 from launch.processes import die_with_parent
 from launch.ranks import Layout, cause_of_exit, describe_exit, free_port, shared_environment
@@ -50,7 +51,7 @@ class SlurmRanks:
         try:
             with self._said.open("ab") as output:
                 self._srun = subprocess.Popen(
-                    [*_srun_command(layout, str(run.code_path), logs), *command],
+                    [*_srun_command(layout, run, logs), *command],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -160,7 +161,7 @@ def _exit_code(end: re.Match[str]) -> int | None:
     return int(match[1]) if match else None
 
 
-def _srun_command(layout: Layout, directory: str, logs: str) -> list[str]:
+def _srun_command(layout: Layout, run: RunDirectory, logs: str) -> list[str]:
     command = [
         "srun",
         "--kill-on-bad-exit=1",
@@ -169,10 +170,11 @@ def _srun_command(layout: Layout, directory: str, logs: str) -> list[str]:
         f"--ntasks={layout.size}",
         f"--ntasks-per-node={layout.ranks_per_node}",
         "--distribution=block",  # rank over ranks per node is the node's place in the list
-        f"--chdir={directory}",
+        f"--chdir={run.code_path}",
         f"--output={logs}",
         "--open-mode=append",
     ]
     if layout.cpus_per_rank is not None:  # not inherited from sbatch since Slurm 22.05
         command.append(f"--cpus-per-task={layout.cpus_per_rank}")
+    command += step_arguments(run.read_config(), run)
     return [*command, "sh", "-c", _NAME_THE_RANK, "rank"]

@@ -1,7 +1,9 @@
 """Where a run stands, computed at the moment of asking from its files, its job and its lock."""
 
+import contextlib
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +48,33 @@ class Queue:
     def __init__(self, seconds: float = QUEUE_SECONDS) -> None:
         self._seconds = seconds
         self._answers: dict[str, tuple[float, Attempt | None, scheduler.JobState | None]] = {}
+        self._silence: str | None = None
+
+    def ask_together(self, runs: Iterable[RunDirectory]) -> None:
+        """Ask about the jobs of many runs in one question.
+
+        Where Slurm does not answer it is not asked again: `state` says so for each.
+        """
+        asked: dict[str, Attempt | None] = {}
+        for run in runs:
+            with contextlib.suppress(OSError, LaunchError):
+                job = read_job(run)
+                if job is not None and job.executor == "slurm":
+                    asked[job.job_id] = _newest_attempt(run)
+        if not asked:
+            return
+        # A silent controller costs squeue many seconds, and this none.
+        self._silence = scheduler.why_no_slurm()
+        if self._silence is not None:
+            return
+        try:
+            answers = scheduler.job_states(asked)
+        except LaunchError as error:
+            self._silence = str(error)
+            return
+        now = time.monotonic()
+        for job_id, attempt in asked.items():
+            self._answers[job_id] = (now, attempt, answers.get(job_id))
 
     def state(self, job_id: str, attempt: Attempt | None) -> scheduler.JobState | None:
         """The job's state; None once Slurm has forgotten it.
@@ -61,6 +90,8 @@ class Queue:
         fresh = asked is not None and time.monotonic() - asked < self._seconds
         if fresh and known == attempt:
             return answer
+        if self._silence is not None:
+            raise LaunchError(self._silence)
         try:
             answer = scheduler.job_state(job_id)
         except LaunchError:
@@ -97,7 +128,28 @@ def look(run: RunDirectory, queue: Queue) -> Status:
         return Status("waiting", "the job is starting, or at another run", job, attempt)
     if job.host != os.uname().nodename:
         return Status("lost", f"launched on {job.host}; look there", job, attempt)
+    if attempt is None or not _is_of(attempt, job):
+        return Status("lost", "its job ended before it began", job, attempt)
     return Status("lost", "its supervisor is gone without a word", job, attempt)
+
+
+def job_to_wait_for(run: RunDirectory | None, queue: Queue) -> str | None:
+    """The Slurm job that has a run which must be done first; None if there is nothing to wait for.
+
+    Raises:
+        LaunchError: the run is neither done nor in the hands of a Slurm job.
+    """
+    if run is None:
+        return None
+    status = look(run, queue)
+    if status.phase == "done":
+        return None
+    if not status.is_active or status.job is None or status.job.executor != "slurm":
+        raise LaunchError(
+            f"--after {run.path}: expected a run that is done or that a Slurm job has, but it is "
+            f"{status.phase}: {status.detail}"
+        )
+    return status.job.job_id
 
 
 def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
@@ -120,6 +172,8 @@ def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
             return Status("running", f"job {other} has it", job, attempt)
     if attempt is not None and final:
         return _final(job, attempt)
+    if job.cancelled_time is not None or (answer and answer.state.startswith("CANCELLED")):
+        return Status("stopped", f"job {job.job_id} was cancelled", job, attempt)
     state = "unknown to Slurm" if answer is None else answer.state
     return Status("lost", f"job {job.job_id} is {state}", job, attempt)
 

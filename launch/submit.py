@@ -8,22 +8,23 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal
 
 from launch.nodes import excluded_nodes
+from launch.script import (
+    JobSpec,
+    last_line,
+    render,
+    slurm_executor,
+    spec_of,
+    submission_environment,
+)
 from launch.supervisor import layout_of, run_job
-from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
-from pretrain.files import read_json, replace_text
+from pretrain.files import make_private, read_json, replace_text
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import start_ticks
 
-if TYPE_CHECKING:
-    from submitit import SlurmExecutor
-
-SHORTEST_JOB_MINUTES = 10
-"""A job must outlive start-up, the lead above, and Slurm's rounding of a minute."""
 LOCAL_LIMIT_MINUTES = 366 * 24 * 60
 """submitit's local executor insists on a limit."""
 
@@ -39,6 +40,7 @@ class Job:
         time: when, unix seconds.
         log: what the supervisor prints.
         ticks: start of the local controller in clock ticks; None under Slurm.
+        cancelled_time: when it was taken out of Slurm's queue on request; None otherwise.
     """
 
     executor: Literal["local", "slurm"]
@@ -47,6 +49,12 @@ class Job:
     time: float
     log: str
     ticks: int | None = None
+    cancelled_time: float | None = None
+
+
+def write_job(run: RunDirectory, job: Job) -> None:
+    """Record which job has a run."""
+    replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
 
 
 def read_job(run: RunDirectory) -> Job | None:
@@ -56,26 +64,6 @@ def read_job(run: RunDirectory) -> Job | None:
         return Job(**record) if record else None
     except TypeError:
         raise LaunchError(f"{run.job_path}: damaged; remove it and launch again") from None
-
-
-def check_slurm(config: RunConfig) -> None:
-    """Refuse what Slurm would take amiss. Writes nothing.
-
-    Raises:
-        LaunchError: a path that an sbatch script cannot hold, or a time limit that leaves no time.
-    """
-    path = str(Path(config.runs_dir) / config.name)
-    if any(ord(character) < 32 or character in "%\\'\"" for character in path):
-        raise LaunchError(
-            f"runs_dir: {path!r}: an sbatch script cannot hold control characters, quotes, "
-            "backslashes or '%' in a path; give runs_dir=PATH"
-        )
-    limit = config.cluster.time_limit_minutes
-    if limit is not None and limit < SHORTEST_JOB_MINUTES:
-        raise LaunchError(
-            f"cluster.time_limit_minutes: expected at least {SHORTEST_JOB_MINUTES} (ranks are told "
-            f"to save {config.cluster.signal_lead_seconds} s before the end), got {limit}"
-        )
 
 
 def submit_local(
@@ -98,7 +86,7 @@ def submit_local(
         LaunchError: the job did not start.
     """
     first = runs[0]
-    first.submitit_dir.mkdir(mode=0o700, exist_ok=True)
+    make_private(first.submitit_dir)
     paths = [[str(run.path) for run in group] for group in (waits_for, runs)]
     arguments = json.dumps([*paths, list(command) if command else None])
     program = [sys.executable, "-m", "launch.submit", arguments]
@@ -119,7 +107,7 @@ def submit_local(
             check=False,
         )
     if answer.returncode != 0:
-        said = _last_line(log_path.read_text(encoding="utf-8", errors="replace"))
+        said = last_line(log_path.read_text(encoding="utf-8", errors="replace"))
         raise LaunchError(f"the job did not start: {said}; all of it is in {log_path}")
     job = read_job(first)
     if job is None:
@@ -145,107 +133,53 @@ def submit_slurm(
     Raises:
         LaunchError: Slurm refuses the job.
     """
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    run.submitit_dir.mkdir(mode=0o700, exist_ok=True)
-    ranks_per_node = layout_of(run).ranks_per_node
-    executor = _slurm_executor(run, run.read_config(), ranks_per_node, after, follows)
-    _leave_allocation()
-    try:
-        submitted = executor.submit(run_job, [str(run.path)], list(command) if command else None)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise LaunchError(f"sbatch refuses the job: {_last_line(str(error))}") from None
-    log = str(submitted.paths.stdout)
-    job = Job("slurm", submitted.job_id, os.uname().nodename, time.time(), log)
-    replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
+    spec = spec_of(
+        run,
+        run.read_config(),
+        layout_of(run).ranks_per_node,
+        after,
+        follows=follows,
+        excluded=excluded_nodes(run),
+    )
+    (job,) = submit_array([run], spec, command=command)
     return job
 
 
-def sbatch_script(config: RunConfig, ranks_per_node: int, after: Sequence[str] = ()) -> str:
-    """The script that `submit_slurm` would submit. Writes nothing."""
-    run = RunDirectory(Path(config.runs_dir) / config.name)
-    executor = _slurm_executor(run, config, ranks_per_node, after)
-    return executor._make_submission_file_text(executor._submitit_command_str, "")
+def submit_array(
+    runs: Sequence[RunDirectory], spec: JobSpec, *, command: Sequence[str] | None = None
+) -> list[Job]:
+    """Put runs into Slurm's queue as the elements of one job array; a single one as a plain job.
 
+    Each element is a supervisor of its own, which Slurm starts, stops and requeues by itself.
 
-class Answer(NamedTuple):
-    """What ``sbatch --test-only`` says of a script.
+    Args:
+        runs: created run directories, at least one.
+        spec: the job; ``spec.directory`` holds the source that the supervisors execute.
+        command: what every rank runs; None is the trainer.
 
-    Attributes:
-        accepted: whether Slurm would take it.
-        text: an estimated start, or the refusal.
+    Returns:
+        The job of each run, as also written to its ``job.json``.
+
+    Raises:
+        LaunchError: Slurm refuses the job.
     """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    accepted: bool
-    text: str
-
-
-def ask_slurm(script: str) -> Answer:
-    """Ask ``sbatch --test-only`` about a script. Submits nothing."""
-    answer = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
-    )
-    return Answer(answer.returncode == 0, _last_line(answer.stdout + answer.stderr))
-
-
-def _slurm_executor(
-    run: RunDirectory,
-    config: RunConfig,
-    ranks_per_node: int,
-    after: Sequence[str],
-    follows: str | None = None,
-) -> "SlurmExecutor":
-    from submitit import SlurmExecutor
-
-    cluster = config.cluster
+    make_private(spec.folder)
+    executor = slurm_executor(spec)
+    for name in os.environ.keys() - submission_environment(render(spec), os.environ).keys():
+        del os.environ[name]  # submitit hands on what this process has
+    paths = [[str(run.path)] for run in runs]
+    commands = [list(command) if command else None] * len(paths)
     try:
-        # exec: the batch process itself must be the supervisor, or Slurm kills only the shell.
-        executor = SlurmExecutor(run.submitit_dir, python=f"exec {shlex.quote(sys.executable)}")
-    except RuntimeError as error:
-        raise LaunchError(f"cluster.executor: slurm: {error}") from None
-    memory = cluster.memory_gib_per_node
-    excluded = [*filter(None, [cluster.exclude]), *excluded_nodes(run)]
-    dependency = "afterok:" + ":".join(after) if after else None
-    if follows is not None:
-        dependency = f"afterany:{follows}"
-    executor.update_parameters(
-        job_name=config.name,
-        nodes=cluster.nodes,
-        ntasks_per_node=ranks_per_node,
-        gpus_per_node=None if cluster.device == "cpu" else cluster.gpus_per_node or None,
-        cpus_per_task=cluster.cpus_per_rank,
-        mem=None if memory is None else f"{memory}G",
-        time=cluster.time_limit_minutes,
-        partition=cluster.partition,
-        account=cluster.account,
-        qos=cluster.qos,
-        constraint=cluster.constraint,
-        exclude=",".join(excluded) or None,
-        setup=list(cluster.setup) or None,
-        dependency=dependency,
-        signal_delay_s=cluster.signal_lead_seconds,
-        stderr_to_stdout=True,
-        use_srun=False,
-        wckey=None,
-        # Requeueing must be asked for where the site's default forbids it.
-        additional_parameters={
-            "requeue": True,
-            "chdir": str(run.code_path),
-            "kill-on-invalid-dep": "yes",
-        },
-    )
-    return executor
-
-
-def _leave_allocation() -> None:
-    """Forget a surrounding allocation, whose shape sbatch would give to the new job."""
-    for name in list(os.environ):
-        if name.startswith("SLURM_") and name != "SLURM_CONF":
-            del os.environ[name]
-
-
-def _last_line(text: str) -> str:
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+        submitted = executor.map_array(run_job, paths, commands)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise LaunchError(f"sbatch refuses the job: {last_line(str(error))}") from None
+    host, now = os.uname().nodename, time.time()
+    jobs = [Job("slurm", one.job_id, host, now, str(one.paths.stdout)) for one in submitted]
+    for run, job in zip(runs, jobs, strict=True):
+        write_job(run, job)
+    return jobs
 
 
 def _start_controller(
@@ -276,7 +210,7 @@ def _start_controller(
         ticks=start_ticks(int(submitted.job_id)),
     )
     for run in runs:
-        replace_text(run.job_path, json.dumps(asdict(job)) + "\n")
+        write_job(run, job)
 
 
 if __name__ == "__main__":

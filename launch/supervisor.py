@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launch.allocation import Allocation
+from launch.container import python_of_ranks
 from launch.decide import NEXT_IN_WORDS, Decision, Facts, Failure, decide
 from launch.history import Traces, findings, last_step, lost_steps, phase_of
 from launch.ledger import (
@@ -65,6 +66,7 @@ def run_job(paths: Sequence[str], command: Sequence[str] | None = None) -> None:
         SystemExit: 70 when a run failed, 75 when one was stopped.
     """
     request = StopRequest()
+    os.umask(0o077)  # a run is its owner's alone, logs and all
     code = EXIT_DONE
     unfinished: set[str] = set()
     for path in paths:
@@ -120,7 +122,12 @@ def supervise(run: RunDirectory, request: StopRequest, command: Sequence[str] | 
 
 
 def job_id() -> str:
-    """The job this process belongs to; attempts of one job count together."""
+    """The job this process belongs to; attempts of one job count together.
+
+    An element of a job array is named as submitit and ``scontrol`` do, ``1234_5``.
+    """
+    if os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     for name in ("SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID"):
         if os.environ.get(name):
             return os.environ[name]
@@ -246,7 +253,7 @@ class _Supervisor:
         """Start the ranks, watch them to their end, and say what failed first."""
         signs = Signs(self._run, number, layout, nodes, self._config)
         start: Callable[..., Ranks] = SlurmRanks if self._allocation else LocalRanks
-        ranks = start(self._command or rank_command(self._run), self._run, number, layout)
+        ranks = start(self._command or self._own_command(), self._run, number, layout)
         try:
             append_ranks(self._run, number, ranks.processes)
             failure = watch(ranks, self._request, signs, self._say)
@@ -263,6 +270,9 @@ class _Supervisor:
             failure = replace(failure, rank=first.rank, node=first.node, reason=reason)
         phase = failure.phase or phase_of(self._run, number) or signs.phase()
         return replace(failure, phase=phase)
+
+    def _own_command(self) -> list[str]:
+        return rank_command(self._run, python_of_ranks(self._config))
 
     def _facts(
         self, number: int, earlier: list[Attempt], failure: Failure | None, before: int | None

@@ -21,6 +21,18 @@ def replace_text(path: Path, text: str) -> None:
     staged.replace(path)
 
 
+def make_private(path: Path) -> None:
+    """Make a directory and the missing ones above it for their owner alone, whatever the umask.
+
+    Raises:
+        OSError: one cannot be made, or something else has the name.
+    """
+    if path.is_dir():
+        return
+    make_private(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 def replace_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a small JSON object as `replace_text` does, and the directory for it.
 

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 PIPE = "pipe:"
 _FILE = "{file}"
+PASSWORD_IN_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/@]*:[^\s/@]+@")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -39,6 +40,11 @@ def fault_of(url: str, *, allow_pipe: bool) -> str | None:
             words = shlex.split(url.removeprefix(PIPE))
         except ValueError as error:
             return f"{url}: cannot be split into words: {error}"
+        if any(PASSWORD_IN_URL.search(word) for word in words):
+            return (
+                "pipe: holds a URL with a password, which would be written into configs and logs; "
+                "let the command read it from a file"
+            )
         if not words or _FILE in words[0] or not any(_FILE in word for word in words):
             return f"{url}: expected pipe:COMMAND with {_FILE} among its words"
         return None
@@ -53,6 +59,11 @@ def fault_of(url: str, *, allow_pipe: bool) -> str | None:
         return (
             f"{shown(url)}: holds a user or password, which would be written into configs and "
             "logs; put them into ~/.netrc"
+        )
+    if PASSWORD_IN_URL.match(url):
+        return (
+            f"{shown(url)}: holds a password, which would be written into configs and logs; put it "
+            "where the file system of the scheme looks for it, such as ~/.aws/credentials"
         )
     return None
 

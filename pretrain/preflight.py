@@ -10,7 +10,6 @@ from pretrain.convert.sources import holds_weights, source_of
 from pretrain.data.manifest import Manifest, Split, check_shards, read_manifest
 from pretrain.data.remote import LAUNCH_PATIENCE, Patience, patience_of
 from pretrain.errors import ConfigError, DataError, PretrainError
-from pretrain.evaluate.measure import default_split
 from pretrain.evaluate.probe import Probe, open_probe
 from pretrain.location import is_remote
 from pretrain.plan.results import evaluated_sets
@@ -113,7 +112,7 @@ def result_splits_if_built(config: RunConfig) -> list[Split]:
         data = config.data.model_copy(update={"path": path, "allow_pipe": False})
         manifest = _manifest(data, LAUNCH_PATIENCE)
         if manifest is not None:
-            found.append(manifest.split(name or default_split(manifest)))
+            found.append(manifest.split(name or manifest.default_split))
     return found
 
 

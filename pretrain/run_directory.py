@@ -15,7 +15,7 @@ from typing import Any
 from pretrain.config.load import read_run, to_yaml
 from pretrain.config.schema import RunConfig
 from pretrain.errors import ConfigError, LaunchError
-from pretrain.files import read_json, replace_text
+from pretrain.files import make_private, read_json, replace_text
 
 MAY_CHANGE = (
     "runs_dir",
@@ -197,8 +197,7 @@ class RunDirectory:
             LaunchError: it cannot be made.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(mode=0o700, exist_ok=True)
+            make_private(self.path)
         except OSError as error:
             raise LaunchError(
                 f"{self.path}: cannot be made: {error.strerror}; give runs_dir=PATH"

@@ -22,13 +22,13 @@ def try_lock(path: Path, *, shared: bool = False) -> int | None:
     The kernel frees the lock when the process ends, however it ends.
 
     Args:
-        path: the file, created if missing.
-        shared: only look: shared locks do not exclude each other.
+        path: the file, created if missing, unless it is only looked at.
+        shared: only look: shared locks do not exclude each other, and need no right to write.
 
     Raises:
         LaunchError: the file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -66,9 +66,10 @@ def run_lock(run: RunDirectory, job: str) -> Iterator[bool]:
 
 def lock_holder(run: RunDirectory) -> dict[str, Any] | None:
     """Who supervises the run now: host, pid, ticks, job; None where nobody does."""
-    if not run.lock_path.exists():
+    try:
+        descriptor = try_lock(run.lock_path, shared=True)
+    except FileNotFoundError:
         return None
-    descriptor = try_lock(run.lock_path, shared=True)
     if descriptor is not None:
         os.close(descriptor)
         return None

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pretrain.config.schema import RunConfig
+from pretrain.credentials import redact
 from pretrain.errors import ConfigError
 from pretrain.location import is_remote
 
@@ -114,13 +115,30 @@ def load_run(
     return _absolute_paths(_validate(sources, f"config '{name}'"))
 
 
-def read_run(path: Path) -> RunConfig:
-    """Read a resolved config that `to_yaml` wrote.
+def rename(config: RunConfig, name: str) -> RunConfig:
+    """The same config for a run of another name.
 
     Raises:
-        ConfigError: the file is missing, damaged or of another version of the schema.
+        ConfigError: it is no name of a run.
     """
-    return _validate([_read_file(path)], str(path))
+    values = config.model_dump(mode="json") | {"name": name}
+    return _validate([_Source(f"the run's name '{name}'", values, {})], "config")
+
+
+def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a resolved config that `to_yaml` wrote.
+
+    Args:
+        path: of the file.
+        overrides: ``section.field=value`` items that change it, values in YAML.
+
+    Raises:
+        ConfigError: the file is missing, damaged or of another version of the schema, or an
+            override does not fit it.
+    """
+    parsed = [_parse_override(item) for item in overrides]
+    config = _validate([_read_file(path), *parsed], str(path))
+    return _absolute_paths(config) if parsed else config
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -251,7 +269,8 @@ def _parse_override(item: str) -> _Source:
         values = OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"override '{item}': {str(error).splitlines()[0]}") from None
-    return _Source(f"override '{item}'", values, {})  # pyright: ignore[reportArgumentType]
+    where = f"override '{redact([item], {})[0]}'"
+    return _Source(where, values, {})  # pyright: ignore[reportArgumentType]
 
 
 def _validate(sources: Sequence[_Source], what: str) -> RunConfig:
@@ -282,7 +301,9 @@ def _explain(detail: ErrorDetails, sources: Sequence[_Source], what: str) -> str
     if detail["type"] == "value_error":
         return f"{where}: {key}: {message}" if key else f"{where}: {message}"
     if key == "name" and detail["type"] == "string_pattern_mismatch":
-        message = "expected up to 100 letters, digits, '.', '_' or '-' (--name gives another)"
+        message = (
+            "expected up to 150 letters, digits, '.', '_', '-', '=' or '+' (--name gives another)"
+        )
     problem = f"{message[0].lower()}{message[1:]}"
     return f"{where}: {key}: {problem}, got {json.dumps(detail['input'], default=str)}"
 

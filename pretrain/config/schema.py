@@ -19,6 +19,7 @@ from pretrain.config.section import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    RunName,
     Section,
 )
 from pretrain.location import fault_of, is_remote
@@ -281,7 +282,7 @@ class ResultsConfig(Section):
 class RunConfig(Section):
     """One run, whole."""
 
-    name: Name
+    name: RunName
     """Name of the run and of its directory; the config's file name when not given."""
     runs_dir: str = "runs"
     """Directory that holds the run directories."""

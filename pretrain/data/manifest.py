@@ -121,6 +121,11 @@ class Manifest:
             )
         return self.splits[name]
 
+    @property
+    def default_split(self) -> str:
+        """Name of the split that is measured where none is given: the only one, or validation."""
+        return next(iter(self.splits)) if len(self.splits) == 1 else "validation"
+
     def fingerprint(self, split_name: str) -> str:
         """Digest of the class order and of every shard of the split, in order.
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pretrain.evaluate.subject import Precision, Subject
     from pretrain.evaluate.tally import Tallied
 
-_DEFAULT_SPLIT = "validation"
-
 
 @dataclass(frozen=True)
 class RealLabels:
@@ -73,11 +71,6 @@ class Showing(Protocol):
         ...
 
 
-def default_split(manifest: Manifest) -> str:
-    """Name of the split that is meant where none is given: the only one, else the validation."""
-    return next(iter(manifest.splits)) if len(manifest.splits) == 1 else _DEFAULT_SPLIT
-
-
 def find_split(data: DataConfig, name: str | None, world: World) -> tuple[Manifest, Split]:
     """Find a split and compare its shards with the manifest; ranks share the comparing.
 
@@ -90,7 +83,7 @@ def find_split(data: DataConfig, name: str | None, world: World) -> tuple[Manife
         DataError: no set, no such split, or shards that are missing.
     """
     manifest = read_manifest(data.path, cache_dir=data.cache_dir)
-    name = name or default_split(manifest)
+    name = name or manifest.default_split
     split = manifest.split(name)
     check_shards(manifest, name, world.rank, world.size)
     return manifest, split

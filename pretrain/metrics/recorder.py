@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from pretrain.config.schema import RunConfig
+from pretrain.credentials import without_url_secrets
 from pretrain.files import replace_text
 from pretrain.metrics import console
 from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain
@@ -68,8 +69,8 @@ class Recorder:
         self._steps_per_epoch = steps_per_epoch
         self._state: State = "starting"
         self._progress_time = float("-inf")
+        self._end_time: float | None = None
         self._unsaid_step: int | None = None
-        self._eta_seconds: float | None = None
         self._last_checkpoint_step = resume_step or None
         self._latest: dict[str, float] = {}
         self._last_step = resume_step
@@ -104,7 +105,7 @@ class Recorder:
                 directory=self._run.wandb_dir,
                 metrics_path=self._run.metrics_path,
                 name=config.name,
-                config=config.model_dump(mode="json"),
+                config=without_url_secrets(config.model_dump(mode="json")),
             )
         self.progress(resume_step, "starting")
 
@@ -143,7 +144,7 @@ class Recorder:
         stamp = {"step": step, "time": round(time.time(), 3), "attempt": self._attempt}
         self._append(self._metrics, {**stamp, **fresh})
         self._latest.update(fresh)
-        self._eta_seconds = eta_seconds if eta_seconds is not None else self._eta_seconds
+        self._expect(eta_seconds)
         self._print(
             console.record_line(
                 step,
@@ -189,8 +190,7 @@ class Recorder:
             return
         news = state != self._state or last_checkpoint_step is not None
         self._state = state
-        if eta_seconds is not None:
-            self._eta_seconds = eta_seconds
+        self._expect(eta_seconds)
         if last_checkpoint_step is not None:
             self._last_checkpoint_step = last_checkpoint_step
         self._unsaid_step = step
@@ -215,11 +215,21 @@ class Recorder:
             "loss": self._latest.get("train/loss"),
             "eval_top1_fraction": self._latest.get("eval/top1_fraction"),
             "probe_top1_fraction": self._latest.get("eval/probe_top1_fraction"),
-            "eta_seconds": 0.0 if self._state == "done" else self._eta_seconds,
+            "eta_seconds": self._eta_seconds(),
             "last_checkpoint_step": self._last_checkpoint_step,
             "time": time.time(),
             "attempt": self._attempt,
         }
+
+    def _expect(self, eta_seconds: float | None) -> None:
+        """Keep the moment of the end: what is left until then shrinks while nothing is measured."""
+        if eta_seconds is not None:
+            self._end_time = time.monotonic() + eta_seconds
+
+    def _eta_seconds(self) -> float | None:
+        if self._state == "done":
+            return 0.0
+        return None if self._end_time is None else max(0.0, self._end_time - time.monotonic())
 
     def rewind(self, step: int) -> None:
         """Take back the numbers after a step, whose training begins again from there."""

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from launch.snapshot import CODE_FOLDERS, ROOT
 from pretrain.data.manifest import INDEX_RECORD_BYTES, Manifest, Shard, Split, write_manifest
 
@@ -60,10 +62,19 @@ class FakeProject:
             "sys.exit(main())\n"
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def show_key(self) -> None:
+        """Let every rank log the digest of the API key that it got."""
+        main = self.root / "pretrain" / "__main__.py"
+        main.write_text(
+            "import hashlib, os\n"
+            "key = os.environ.get('WANDB_API_KEY', '').encode()\n"
+            "print('key', hashlib.sha256(key).hexdigest())\n" + main.read_text()
+        )
+
+    def start(self, *arguments: str, program: str = "slurm.py") -> subprocess.Popen[str]:
         """Type the command."""
         return subprocess.Popen(
-            [sys.executable, str(self.root / "launch" / "slurm.py"), *arguments],
+            [sys.executable, str(self.root / "launch" / program), *arguments],
             cwd=self.root.parent,
             env=clean_environment(),
             stdout=subprocess.PIPE,
@@ -73,12 +84,38 @@ class FakeProject:
 
     def launch(self, *arguments: str, timeout_seconds: int = 90) -> tuple[int, str]:
         """Type the command and wait; its exit code and all it printed."""
-        process = self.start(*arguments)
+        return _finish(self.start(*arguments), timeout_seconds)
+
+    def look_after(self, *arguments: str, timeout_seconds: int = 90) -> tuple[int, str]:
+        """Type a command about runs, which are in their usual place, and wait as `launch` does."""
+        return _finish(self.start(*arguments, program="runs.py"), timeout_seconds)
+
+
+def processes_of(path: Path) -> dict[int, str]:
+    """Living processes that have to do with a run, by id: it is in what they are or were given."""
+    wanted = str(path).encode()
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            output, _ = process.communicate(timeout=timeout_seconds)
-        finally:
-            process.kill()
-        return process.returncode, output
+            command = (process / "cmdline").read_bytes()
+            texts = (
+                command
+                + (process / "environ").read_bytes()
+                + os.fsencode((process / "cwd").readlink())
+            )
+        except OSError:  # gone, or another user's
+            continue
+        if wanted in texts and int(process.name) != os.getpid():
+            found[int(process.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def _finish(process: subprocess.Popen[str], timeout_seconds: int) -> tuple[int, str]:
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    finally:
+        process.kill()
+    return process.returncode, output
 
 
 def clean_environment() -> dict[str, str]:
@@ -101,3 +138,35 @@ def _shards(root: Path) -> Path:
         Manifest(root, "set", classes, classes, {"train": Split("train", (shard,))}), root
     )
     return root
+
+
+def plant_canaries(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put secrets where programs look for them: in the environment, and in ~/.netrc."""
+    home.mkdir()
+    names = ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "SITE_SECRET"]
+    canaries = [f"canary{index}0123456789abcdef0123456789abcd" for index in range(len(names) + 1)]
+    for name, canary in zip(names, canaries, strict=False):
+        monkeypatch.setenv(name, canary)
+    monkeypatch.setenv("HOME", str(home))
+    netrc = home / ".netrc"
+    netrc.write_text(f"machine api.wandb.ai login user password {canaries[-1]}\n")
+    netrc.chmod(0o600)
+    return canaries
+
+
+def where_canaries_are(canaries: list[str], directory: Path) -> list[str]:
+    """Files below a directory with one in their name or bytes; there must be files at all."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    return [
+        str(path)
+        for path in files
+        for canary in canaries
+        if canary.encode() in path.read_bytes() or canary in str(path)
+    ]
+
+
+def open_to_others(directory: Path) -> list[str]:
+    """Files and directories below a directory, itself included, that others may use."""
+    paths = [directory, *directory.rglob("*")]
+    return [str(path) for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077]

@@ -51,6 +51,7 @@ TORCH_FREE = (
     "pretrain.evaluate.classes",
     "pretrain.evaluate.recorded",
     "pretrain.engine.zero_config",
+    "launch.runs",
     "launch.slurm",
     "launch.supervisor",
     "data_tools.build",

@@ -1,10 +1,13 @@
 """What is shown about a run."""
 
+import contextlib
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
+from launch import follow as follow_module
 from launch.follow import ending, progress_line
 from launch.ledger import Attempt
 from launch.status import Status
@@ -40,6 +43,36 @@ def job(tmp_path: Path) -> Job:
     log = tmp_path / "supervisor_log.out"
     log.write_text("ModuleNotFoundError: nothing\n")
     return Job("local", "7", "h", 0.0, str(log))
+
+
+@pytest.mark.parametrize("watch_only", [True, False])
+def test_ctrl_c_before_the_first_look_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    watch_only: bool,
+) -> None:
+    run = RunDirectory(tmp_path / "first")
+    run.path.mkdir()
+    run.config_path.touch()
+    seen = [signal.SIGINT]
+    asked: list[bool] = []
+
+    def stop(run: RunDirectory, status: Status, *, now: bool) -> bool:
+        asked.append(now)
+        seen.append(signal.SIGINT)
+        return len(asked) < 2
+
+    monkeypatch.setattr(follow_module, "_interrupts", lambda: contextlib.nullcontext(seen))
+    monkeypatch.setattr(follow_module, "stop_local", stop)
+    monkeypatch.setattr(
+        follow_module,
+        "look",
+        lambda run, queue: Status("lost" if asked[1:] else "running", "", None, None),
+    )
+    assert follow_module.follow([run], watch_only=watch_only) == (130 if watch_only else 70)
+    assert asked == ([] if watch_only else [False, True])
+    assert ("python launch/runs.py stop" in capsys.readouterr().out) == watch_only
 
 
 def test_a_failure_shows_the_culprits_last_lines(tmp_path: Path, job: Job) -> None:

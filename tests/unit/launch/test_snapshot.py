@@ -45,6 +45,14 @@ def test_without_git_the_code_folders_are_taken(tmp_path: Path) -> None:
     assert [str(name) for name in source_files(tmp_path)] == ["configs/b.yaml", "pretrain/a.py"]
 
 
+def test_files_that_hold_credentials_are_not_copied(checkout: Path) -> None:
+    write(checkout, "configs/.env", "pretrain/.netrc", "configs/me.pem", "configs/id_rsa")
+    assert "pretrain/new.py" in map(str, source_files(checkout))
+    assert not {"configs/.env", "pretrain/.netrc", "configs/me.pem", "configs/id_rsa"} & set(
+        map(str, source_files(checkout))
+    )
+
+
 def test_a_second_copy_replaces_the_first(checkout: Path, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
@@ -60,8 +68,11 @@ def test_the_environment_holds_versions_and_no_secrets(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "s3cr3t-canary")
-    environment = describe_environment(["python", "x"], checkout)
+    command = ["python", "x", "a=s3cr3t-canary", "data.path=https://me:pw-canary@h/d?sig=canary"]
+    environment = describe_environment(command, checkout)
+    assert environment["command"][2:] == ["a=<WANDB_API_KEY>", "data.path=https://h/d?…"]
     assert environment["packages"]["pydantic"]
     assert len(environment["git_commit"]) == 40
     assert environment["git_changed_files"] == 3
-    assert "s3cr3t-canary" not in json.dumps(environment)
+    assert {"slurm", "nvidia_driver", "platform"} <= set(environment)
+    assert "canary" not in json.dumps(environment)

@@ -1,6 +1,7 @@
 """What is refused before submission, and what a job record says."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 from submitit import SlurmExecutor
 
 from launch.build_data import build_data
-from launch.submit import check_slurm, sbatch_script
+from launch.script import check_slurm, render, spec_of
 from pretrain.config.schema import RunConfig
 from pretrain.errors import DataError, LaunchError
+from pretrain.run_directory import RunDirectory
 
 TAIL = ["", "# command", "export SUBMITIT_EXECUTOR=slurm"]
 
@@ -31,6 +33,11 @@ def make_config(runs_dir: str = "/runs", build: str | None = None, **cluster: ob
     )
 
 
+def sbatch_script(config: RunConfig, ranks_per_node: int, after: Sequence[str] = ()) -> str:
+    run = RunDirectory(Path(config.runs_dir) / config.name)
+    return render(spec_of(run, config, ranks_per_node, after))
+
+
 @pytest.fixture(autouse=True)
 def with_srun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SlurmExecutor, "affinity", classmethod(lambda cls: 2))
@@ -46,6 +53,10 @@ def test_a_time_limit_without_time_is_refused() -> None:
     with pytest.raises(LaunchError, match="at least 10"):
         check_slurm(make_config(time_limit_minutes=3))
     check_slurm(make_config(time_limit_minutes=10))
+    short = {"signal_lead_seconds": 30, "start_budget_seconds": 20}
+    check_slurm(make_config(time_limit_minutes=2, **short))
+    with pytest.raises(LaunchError, match="at least 2 "):
+        check_slurm(make_config(time_limit_minutes=1, **short))
     check_slurm(make_config())
 
 

@@ -144,6 +144,19 @@ def test_every_record_is_one_console_line(record, capsys):
     ]
 
 
+def test_the_time_left_shrinks_while_nothing_is_measured(run, record, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("pretrain.metrics.recorder.time.monotonic", lambda: clock[0])
+    with record() as recorder:
+        recorder.write(10, loss(10), eta_seconds=60)
+        clock[0] += 15
+        recorder.progress(10, "evaluating")
+        assert run.read_progress()["eta_seconds"] == 45
+        clock[0] += 100
+        recorder.progress(10, "saving")
+        assert run.read_progress()["eta_seconds"] == 0
+
+
 def test_progress_says_where_the_run_stands(run, record):
     with record(attempt=2, resume_step=40) as recorder:
         assert run.read_progress()["state"] == "starting"
@@ -154,6 +167,7 @@ def test_progress_says_where_the_run_stands(run, record):
         recorder.progress(50, "saving", last_checkpoint_step=50)
         standing = run.read_progress()
         assert standing.pop("time") > 1e9
+        assert 0 < standing.pop("eta_seconds") <= 9.5
         assert standing == {
             "state": "saving",
             "step": 50,
@@ -163,7 +177,6 @@ def test_progress_says_where_the_run_stands(run, record):
             "loss": 0.2,
             "eval_top1_fraction": 0.75,
             "probe_top1_fraction": None,
-            "eta_seconds": 9.5,
             "last_checkpoint_step": 50,
             "attempt": 2,
         }
