@@ -233,9 +233,10 @@ A small Swin on 2 nodes of a private Slurm cluster of 3, one gloo rank each, sav
 while faults strike it in random order at random steps. No human action: dead machines come back
 once the run has noticed. Slurm holds requeued jobs for 6 s (`AuthInfo=cred_expire`, 120 s by
 default) and has 6 s of patience with silent nodes (`SlurmdTimeout`, 300 s by default); the
-watchdog's deadline for a step is 10 s. Times are median and worst: from the fault until the
-attempt's end was recorded or Slurm took the job from its nodes, and until the next step was
-recorded.
+watchdog's deadline for a step is 10 s. Jobs submitted beside the run's own are cancelled once they
+have been seen to wait; left alone, one takes over at the next fault. Times are median and worst:
+from the fault until the attempt's end was recorded or Slurm took the job from its nodes, and until
+the next step was recorded.
 
 """
 

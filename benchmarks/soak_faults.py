@@ -18,6 +18,9 @@ LEAD_MINUTES = 3
 CONTROLLER_AWAY_SECONDS = 5
 START_SECONDS = 5.0
 """About what a rank needs from its start to its first step."""
+CONTROLLER_SAVE_SECONDS = 10
+"""A slurmctld that is killed forgets its last five seconds, and a successor that does not know of a
+job that had begun in them drains its nodes: nothing in a job can mend that."""
 HARMLESS_STEPS = 5
 """A fault that must end nothing is over when this many steps more are done."""
 
@@ -31,11 +34,13 @@ class Fault:
         strike: makes it happen; what it returns is called once the run has noticed, and does what
             the cluster's operators do: a dead machine is started again.
         ends_attempts: how many attempts cannot go on; 0 where nothing may happen to the ranks.
+        after_seconds: how long the job must have run before.
     """
 
     meaning: str
     strike: Callable[[WatchedRun, random.Random], Callable[[], None]]
     ends_attempts: int = 1
+    after_seconds: int = 0
 
 
 def _slurm(*command: str) -> str:
@@ -52,9 +57,7 @@ def _nothing() -> None:
 def time_limit(run: WatchedRun, _: random.Random) -> Callable[[], None]:
     """Less time is left than the lead with which Slurm warns: it signals within half a minute."""
     job = run.job()
-    days_and_time = run.field("RunTime")  # 00:01:02, as long as no run takes a day
-    hours, minutes, _seconds = (int(part) for part in days_and_time.split(":"))
-    limit = 60 * hours + minutes + LEAD_MINUTES
+    limit = run.job_seconds() // 60 + LEAD_MINUTES
     _slurm("scontrol", "update", f"jobid={job}", f"TimeLimit={limit}")
     return lambda: _set_limit(job)
 
@@ -178,7 +181,13 @@ def submit_twice(run: WatchedRun, _rng: random.Random) -> Callable[[], None]:
     for process in [run.start_second_supervisor() for _ in range(2)]:
         if process.wait() != 0:
             raise RuntimeError("a second supervisor cannot be submitted")
-    return _nothing
+    return lambda: _cancel_all_but(run.job())
+
+
+def _cancel_all_but(job: str) -> None:
+    """Else they would take over at the next fault, and no later one would need the queue."""
+    others = set(_slurm("squeue", "--noheader", "--format=%A").split()) - {job}
+    _slurm("scancel", *others)
 
 
 FAULTS = {
@@ -201,10 +210,15 @@ FAULTS = {
         ends_attempts=2,
     ),
     "controller_restarted": Fault(
-        "slurmctld killed, back after 5 s", restart_controller, ends_attempts=0
+        "slurmctld killed, back after 5 s",
+        restart_controller,
+        ends_attempts=0,
+        after_seconds=CONTROLLER_SAVE_SECONDS,
     ),
     "rank_killed_without_controller": Fault(
-        "one rank SIGKILLed while slurmctld is away", kill_rank_without_controller
+        "one rank SIGKILLed while slurmctld is away",
+        kill_rank_without_controller,
+        after_seconds=CONTROLLER_SAVE_SECONDS,
     ),
     "submitted_twice": Fault(
         "the command twice at once, then two more supervisors in the queue",
@@ -240,14 +254,15 @@ def endure(run: WatchedRun, kind: str, rng: random.Random) -> Endured:
         RuntimeError: it does not, or a fault that must end nothing ends the attempt.
     """
     fault = FAULTS[kind]
+    wait_until(lambda: run.job_seconds() >= fault.after_seconds, "the job to be older")
     attempt, before = len(read_attempts(run.directory)), run.newest_record()["step"]
     struck = time.time()
     mend = fault.strike(run, rng)
     if fault.ends_attempts == 0:
         wait_until(lambda: run.newest_record()["step"] >= before + HARMLESS_STEPS, f"{kind}: steps")
-        mend()
         if len(read_attempts(run.directory)) != attempt:
             raise RuntimeError(f"{kind}: attempt {attempt} ended")
+        mend()
         return Endured(kind, None, run.newest_record()["time"] - struck, 0)
     attempt, job = attempt + fault.ends_attempts - 1, run.job()
     wait_until(lambda: _has_noticed(run, attempt, job), f"{kind}: the end of attempt {attempt}")

@@ -183,6 +183,11 @@ class WatchedRun:
         parts = (word.partition("=") for word in answer.stdout.split())
         return {key: value for key, _, value in parts}.get(name, "")
 
+    def job_seconds(self) -> int:
+        """For how long the job has been running, since it last started."""
+        hours, minutes, seconds = map(int, self.field("RunTime").split(":"))  # none takes a day
+        return 3600 * hours + 60 * minutes + seconds
+
     def is_being_ended(self) -> bool:
         """Whether Slurm is about to take the job off its nodes, or has."""
         return self.field("JobState") != "RUNNING" or self.field("PreemptTime") != "None"

@@ -166,8 +166,6 @@ def _srun_command(layout: Layout, run: RunDirectory, logs: str) -> list[str]:
         "srun",
         "--kill-on-bad-exit=1",
         "--quit-on-interrupt",
-        # A controller that was away for the end of a step takes its cores for busy for ever.
-        "--overlap",
         f"--nodes={layout.nodes}",
         f"--ntasks={layout.size}",
         f"--ntasks-per-node={layout.ranks_per_node}",

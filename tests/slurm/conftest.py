@@ -18,8 +18,16 @@ def slurm_is_installed() -> None:
 
 
 @pytest.fixture(scope="session")
-def slurm(slurm_is_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Path of the running cluster's slurm.conf; SLURM_CONF points at it while tests use it."""
+def cluster(
+    slurm_is_installed: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PrivateCluster]:
+    """The running cluster; SLURM_CONF points at it while tests use it."""
     cluster = PrivateCluster(tmp_path_factory.mktemp("slurm"), 2)
     with cluster.running():
-        yield cluster.conf
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def slurm(cluster: PrivateCluster) -> Path:
+    """Path of the running cluster's slurm.conf."""
+    return cluster.conf
