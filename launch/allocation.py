@@ -17,7 +17,7 @@ from pretrain.errors import LaunchError
 from pretrain.metrics.jsonl import read_lines
 from pretrain.run_directory import RunDirectory
 
-_ENDED_BY = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ DUE TO ([A-Z ]+?)(?:,| \*\*\*)")
+_ENDED_BY = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ DUE TO ([A-Z ]+?)(?:,| \*\*\*)")
 
 
 class Allocation:

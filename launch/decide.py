@@ -148,6 +148,9 @@ def decide(facts: Facts) -> Decision:
         return Decision(outcome, cause, "stop", reason)
     if cause == "bad_node":
         return _without_bad_nodes(facts, reason)
+    if job is not None and job.preempted and outcome == "crashed":
+        # Slurm starts no more ranks in a job that must make room, though it still runs.
+        return _come_back(job, outcome, "preemption", f"{reason}; {_IN_WORDS['preemption']}")
     loop = _loop(facts, outcome)
     if loop:
         return Decision(outcome, cause, "give_up", f"{reason}; {loop}")

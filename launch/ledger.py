@@ -196,7 +196,8 @@ def attempts_without_progress(
 ) -> int:
     """Newest attempts in a row, of this job, that ended badly and left no newer checkpoint.
 
-    One that ended for a bad node is not counted: the next goes without that node.
+    One that ended for a bad node is not counted: the next goes without that node. Nor is one that
+    Slurm itself took off its nodes: that says nothing about the run.
 
     Args:
         attempts: the ledger, none of them running.
@@ -215,7 +216,7 @@ def attempts_without_progress(
             -1 if attempt.checkpoint_step_before is None else attempt.checkpoint_step_before
         ):
             break
-        count += attempt.cause != "bad_node"
+        count += attempt.cause not in ("bad_node", "preemption", "requeued")
         after = attempt.checkpoint_step_before
     return count
 

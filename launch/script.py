@@ -45,7 +45,11 @@ class JobSpec:
         cluster: the site's facts and the user's wishes.
         excluded: nodes not to use besides ``cluster.exclude``.
         after: jobs that must succeed first; if one fails, this one is removed.
+<<<<<<< HEAD
+        follows: a job that must have ended first, in whatever way; None for none.
+=======
         follows: a job that must have ended first, in whatever way; instead of ``after``.
+>>>>>>> sixsup
         elements: number of supervisors of a job array; None for a plain job.
         concurrent: most elements that run at a time; None for all.
     """
@@ -67,9 +71,13 @@ def spec_of(
     config: RunConfig,
     ranks_per_node: int,
     after: Sequence[str] = (),
+<<<<<<< HEAD
+    follows: str | None = None,
+=======
     *,
     follows: str | None = None,
     excluded: Sequence[str] = (),
+>>>>>>> sixsup
 ) -> JobSpec:
     """The job of a single run."""
     return JobSpec(
@@ -78,7 +86,11 @@ def spec_of(
         directory=run.code_path,
         ranks_per_node=ranks_per_node,
         cluster=config.cluster,
+<<<<<<< HEAD
+        excluded=tuple(excluded_nodes(run)),
+=======
         excluded=tuple(excluded),
+>>>>>>> sixsup
         after=tuple(after),
         follows=follows,
     )

@@ -165,6 +165,11 @@ def _look_in_slurm(run: RunDirectory, job: Job, queue: Queue) -> Status:
         return Status("running", answer.state.lower(), job, attempt)
     if run.is_done():
         return _done(job, attempt)
+    other = (lock_holder(run) or {}).get("job")
+    if other is not None and other != job.job_id:
+        found = queue.state(str(other), attempt)
+        if found is not None and found.state in scheduler.RUNNING:
+            return Status("running", f"job {other} has it", job, attempt)
     if attempt is not None and final:
         return _final(job, attempt)
     if job.cancelled_time is not None or (answer and answer.state.startswith("CANCELLED")):

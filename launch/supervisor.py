@@ -253,7 +253,8 @@ class _Supervisor:
         """Start the ranks, watch them to their end, and say what failed first."""
         signs = Signs(self._run, number, layout, nodes, self._config)
         start: Callable[..., Ranks] = SlurmRanks if self._allocation else LocalRanks
-        ranks = start(self._command or self._own_command(), self._run, number, layout)
+        command = self._command or rank_command(self._run, python_of_ranks(self._config))
+        ranks = start(command, self._run, number, layout)
         try:
             append_ranks(self._run, number, ranks.processes)
             failure = watch(ranks, self._request, signs, self._say)
@@ -270,9 +271,6 @@ class _Supervisor:
             failure = replace(failure, rank=first.rank, node=first.node, reason=reason)
         phase = failure.phase or phase_of(self._run, number) or signs.phase()
         return replace(failure, phase=phase)
-
-    def _own_command(self) -> list[str]:
-        return rank_command(self._run, python_of_ranks(self._config))
 
     def _facts(
         self, number: int, earlier: list[Attempt], failure: Failure | None, before: int | None

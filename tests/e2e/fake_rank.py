@@ -81,6 +81,7 @@ def fail(rank: int, step: int, attempt: int) -> None:
             time.sleep(600)
         elif kind == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(600)  # Slurm wakes what it ends
         elif kind == "inch":
             (Path(sys.argv[1]) / "checkpoints" / f"step_{step - 5 + attempt:08d}").mkdir()
             raise RuntimeError(f"planned again at step {step}")

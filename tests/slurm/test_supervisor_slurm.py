@@ -1,7 +1,5 @@
 """What the supervisor makes of deaths on a real Slurm cluster of two nodes, with fake ranks."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,8 +9,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
-from conftest import _start
 from fake_project import FakeProject
+from private_cluster import PrivateCluster
 
 from launch.ledger import Attempt, read_attempts
 from launch.nodes import excluded, excluded_nodes
@@ -128,17 +126,16 @@ def test_a_node_set_down_is_the_cause(project: FakeProject) -> None:
     assert read_attempts(run)[1].restarts == 1
 
 
-def test_a_node_that_vanishes_is_the_cause(project: FakeProject, slurm: Path) -> None:
+def test_a_node_that_vanishes_is_the_cause(project: FakeProject, cluster: PrivateCluster) -> None:
     """Its slurmd, the step's daemon and the ranks are killed, as when a machine dies."""
     project.set_ranks(10_000, step_seconds=0.02)
     run, job_id = launched(project)
     wait_until(lambda: step_of(run) >= 3, "steps")
-    kill_node(slurm, job_id)
+    cluster.kill_node("127.0.0.3")
     try:
         wait_until(lambda: field(job_id, "JobState") == "PENDING", "the job to be requeued")
     finally:
-        log = slurm.parent / "daemon-again.log"
-        _start(["slurmd", "-D", "-N", "127.0.0.3", "-f", str(slurm)], log, dict(os.environ))
+        cluster.start_node("127.0.0.3")
     release(job_id)
     wait_until(lambda: len(read_attempts(run)) == 2, "the second attempt")
     first, second = read_attempts(run)
@@ -148,29 +145,6 @@ def test_a_node_that_vanishes_is_the_cause(project: FakeProject, slurm: Path) ->
     assert first.last_step is not None
     assert first.lost_steps == first.last_step - (second.checkpoint_step_before or 0)
     wait_until(lambda: step_of(run) > (second.checkpoint_step_before or 0), "further steps")
-
-
-def kill_node(conf: Path, job_id: str) -> None:
-    """Kill everything that runs as the second node."""
-    doomed = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environ = (process / "environ").read_bytes().split(b"\0")
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        if words[:4] == [b"slurmd", b"-D", b"-N", b"127.0.0.3"] and str(conf).encode() in words:
-            doomed.append(int(process.name))
-        ours = f"SLURM_CONF={conf}".encode() in environ and (
-            f"SLURM_JOB_ID={job_id}".encode() in environ
-        )
-        if ours and b"SLURMD_NODENAME=127.0.0.3" in environ:
-            doomed.append(int(process.name))
-            if b"slurmstepd" in Path(f"/proc/{parent}/cmdline").read_bytes():
-                doomed.append(parent)
-    for number in set(doomed):
-        os.kill(number, signal.SIGKILL)
 
 
 def test_an_unfit_node_is_excluded_and_the_run_goes_on_elsewhere(

@@ -118,6 +118,8 @@ def test_counting() -> None:
     assert count(stopped, attempt(2, None, None), now=None) == 1
     put_back = attempt(1, 10, 10, outcome="stopped", next="requeue")
     assert count(put_back, now=10) == 1
+    taken = attempt(2, None, None, cause="preemption", next="requeue")
+    assert count(attempt(1, None, None), taken, attempt(3, None, None), now=None) == 2
     vanished = attempt(1, 10, None, outcome=None, next=None)
     assert count(vanished, now=10) == 1
     assert count(vanished, now=20) == 0

@@ -98,6 +98,18 @@ def test_slurm_phases(
     assert look(run, Queue()).phase == phase
 
 
+@pytest.mark.parametrize(("other", "phase"), [("RUNNING", "running"), ("FAILED", "lost")])
+def test_a_run_that_another_job_has_is_not_submitted_again(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, other: str, phase: str
+) -> None:
+    states = {"7": "FAILED", "6": other}
+    answer = lambda job_id: JobState(states[job_id], "None", "Unknown")  # noqa: E731
+    monkeypatch.setattr(scheduler, "job_state", answer)
+    submitted(run, "slurm")
+    with run_lock(run, "6"):
+        assert look(run, Queue()).phase == phase
+
+
 def test_slurm_is_asked_seldom_but_after_every_change(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
