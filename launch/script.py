@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.container import paths_of
+from launch.nodes import excluded_nodes
 from pretrain.config.cluster import SIGNAL_MARGIN_SECONDS, ClusterConfig
 from pretrain.config.schema import RunConfig
 from pretrain.credentials import secrets_of
@@ -45,11 +46,7 @@ class JobSpec:
         cluster: the site's facts and the user's wishes.
         excluded: nodes not to use besides ``cluster.exclude``.
         after: jobs that must succeed first; if one fails, this one is removed.
-<<<<<<< HEAD
         follows: a job that must have ended first, in whatever way; None for none.
-=======
-        follows: a job that must have ended first, in whatever way; instead of ``after``.
->>>>>>> sixsup
         elements: number of supervisors of a job array; None for a plain job.
         concurrent: most elements that run at a time; None for all.
     """
@@ -71,26 +68,16 @@ def spec_of(
     config: RunConfig,
     ranks_per_node: int,
     after: Sequence[str] = (),
-<<<<<<< HEAD
     follows: str | None = None,
-=======
-    *,
-    follows: str | None = None,
-    excluded: Sequence[str] = (),
->>>>>>> sixsup
 ) -> JobSpec:
-    """The job of a single run."""
+    """The job of a single run, off the nodes that it does not take any more."""
     return JobSpec(
         name=config.name,
         folder=run.submitit_dir,
         directory=run.code_path,
         ranks_per_node=ranks_per_node,
         cluster=config.cluster,
-<<<<<<< HEAD
         excluded=tuple(excluded_nodes(run)),
-=======
-        excluded=tuple(excluded),
->>>>>>> sixsup
         after=tuple(after),
         follows=follows,
     )

@@ -10,10 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-<<<<<<< HEAD
-=======
-from launch.nodes import excluded_nodes
->>>>>>> sixsup
 from launch.script import (
     JobSpec,
     last_line,
@@ -136,18 +132,7 @@ def submit_slurm(
     Raises:
         LaunchError: Slurm refuses the job.
     """
-<<<<<<< HEAD
     spec = spec_of(run, run.read_config(), layout_of(run).ranks_per_node, after, follows)
-=======
-    spec = spec_of(
-        run,
-        run.read_config(),
-        layout_of(run).ranks_per_node,
-        after,
-        follows=follows,
-        excluded=excluded_nodes(run),
-    )
->>>>>>> sixsup
     (job,) = submit_array([run], spec, command=command)
     return job
 
