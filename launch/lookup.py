@@ -11,6 +11,8 @@ from pretrain.run_directory import RunDirectory
 RUNS_DIR = "runs"
 """Where runs are unless something else is said."""
 NAMES_SHOWN = 10
+SHARED_SUFFIX = ".sweep"
+"""Ends the name of the directory that the runs of a sweep share."""
 _MARKS = ("config.yaml", "plan.json", "job.json", "attempts.jsonl", "submit.lock", "checkpoints")
 """Any of them makes a directory a run, whole or not."""
 
@@ -58,7 +60,7 @@ def runs_below(runs_dir: Path) -> tuple[list[RunDirectory], list[str]]:
             continue
         if looks_like_run(Path(entry.path)):
             runs.append(RunDirectory(entry.path))
-        elif entry.is_dir():
+        elif entry.is_dir() and not entry.name.endswith(SHARED_SUFFIX):
             others.append(entry.name)
     return runs, others
 

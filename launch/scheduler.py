@@ -77,7 +77,8 @@ def job_state(job_id: str) -> JobState | None:
     """
     answer = _run(["scontrol", "-o", "show", "job", job_id])
     if answer.returncode != 0:
-        if "Invalid job id" in answer.stderr:
+        # The second is said, elsewhere, of an element of an array whose others are known.
+        if "Invalid job id" in answer.stderr or "not found" in answer.stdout:
             return None
         raise LaunchError(f"scontrol show job {job_id}: {answer.stderr.strip() or 'failed'}")
     fields = _fields(answer.stdout)
@@ -216,10 +217,13 @@ def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
 def cancel_pending(job_id: str) -> None:
     """Take a job out of the queue; one that has started is left alone.
 
+    An element of an array that has just started is told to save, as `cancel` tells it: asked for
+    pending ones only, Slurm 22.05 cancels every element that waits.
+
     Raises:
         LaunchError: Slurm refuses.
     """
-    _scancel("--state=PENDING", job_id)
+    _scancel(*([] if "_" in job_id else ["--state=PENDING"]), job_id)
 
 
 def cancel(job_id: str) -> None:
@@ -241,10 +245,13 @@ def signal_batch(job_id: str, name: str) -> None:
 
 
 def _scancel(*arguments: str) -> None:
+    """Run ``scancel``; a job that is over needs nothing, and callers look what became of it."""
     answer = _run(["scancel", *arguments])
-    over = any(word in answer.stderr for word in ("Invalid job id", "already completing"))
-    if answer.returncode != 0 and not over:
-        raise LaunchError(f"scancel {' '.join(arguments)}: {answer.stderr.strip() or 'failed'}")
+    said = answer.stderr.strip()
+    over = any(word in said for word in ("Invalid job id", "already completing"))
+    # Signals to an element of an array arrive, and it exits 1 without a word (seen in 22.05).
+    if answer.returncode != 0 and said and not over:
+        raise LaunchError(f"scancel {' '.join(arguments)}: {said}")
 
 
 def nodes_text(form: str) -> str | None:

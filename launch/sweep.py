@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launch.lookup import SHARED_SUFFIX
 from launch.script import JobSpec, spec_of
 from launch.snapshot import copy_source
 from launch.submit import Job, submit_array
@@ -127,7 +128,7 @@ def sweep_spec(
         concurrent: most elements that run at a time; None for all.
         after: jobs that must succeed first.
     """
-    parent = Path(sweep.configs[0].runs_dir) / f"{sweep.name}.sweep"
+    parent = Path(sweep.configs[0].runs_dir) / f"{sweep.name}{SHARED_SUFFIX}"
     taken = [int(entry.name) for entry in parent.glob("*") if entry.name.isdigit()]
     run = RunDirectory(parent / f"{max(taken, default=0) + 1:03d}")
     spec = spec_of(run, sweep.configs[0], ranks_per_node, after)

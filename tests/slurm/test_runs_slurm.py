@@ -122,3 +122,23 @@ def test_a_stopped_run_goes_on_with_other_nodes(project: FakeProject) -> None:
     assert code == 0, output
     wait_until(lambda: not processes_of(run.path), f"processes to end: {processes_of(run.path)}")
     assert slurm_says(run) in ("CANCELLED", "FAILED")
+
+
+@pytest.mark.slow
+def test_the_elements_of_an_array_are_stopped_one_by_one(project: FakeProject) -> None:
+    sweep = ("--sweep", "seed=0,1,2", "--max-concurrent", "1", "cluster.nodes=1")
+    code, output = project.launch("--config", "first", *SLURM, *sweep)
+    assert code == 0, output
+    runs = [RunDirectory(project.runs / f"first--seed={seed}") for seed in range(3)]
+    wait_until(lambda: step_of(runs[0]) >= 3, "steps")
+    code, output = project.look_after("list", "--json")
+    states = {item["name"]: item["state"] for item in json.loads(output)["runs"]}
+    assert [states[run.path.name] for run in runs] == ["running", "waiting", "waiting"]
+    for run in (runs[2], runs[0]):
+        code, output = project.look_after("stop", run.path.name)
+        assert code == 0, output
+    code, output = project.look_after("status", runs[2].path.name)
+    assert "stopped: job" in output
+    assert read_attempts(runs[2]) == []
+    assert runs[0].newest_checkpoint_step() == step_of(runs[0])
+    wait_until(lambda: step_of(runs[1]) >= 3, "the one between, which was left alone")

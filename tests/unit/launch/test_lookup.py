@@ -52,6 +52,7 @@ def test_an_unknown_run_is_one_line_with_near_names(tmp_path: Path, name: str, h
 def test_what_is_no_run_is_told_apart(tmp_path: Path) -> None:
     make_run(tmp_path)
     (tmp_path / "notes").mkdir()
+    (tmp_path / "first.sweep" / "001").mkdir(parents=True)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "plan.json").touch()
     (tmp_path / "file").touch()
