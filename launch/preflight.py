@@ -17,8 +17,10 @@ from launch.script import ask_slurm, check_slurm, sbatch_script
 from launch.snapshot import ROOT
 from launch.status import Queue, look
 from pretrain.config.schema import RunConfig
+from pretrain.convert.sources import CONFIG_NAME
 from pretrain.convert.targets import check_target
 from pretrain.errors import LaunchError
+from pretrain.files import read_json
 from pretrain.plan.results import ResultsPlan, evaluated_sets
 from pretrain.preflight import (
     check_initial_weights,
@@ -66,6 +68,7 @@ def check(configs: Sequence[RunConfig]) -> list[str]:
         check_output(config)
         run_of(config).check(config)
         check_disk(part)
+        warnings += compare_classes(config, configs)
         if slurm:
             warnings += _check_cluster(part, partitions)
         earlier.add(config.name)
@@ -120,6 +123,32 @@ def check_disk(part: Part) -> None:
         )
 
 
+def compare_classes(config: RunConfig, others: Sequence[RunConfig]) -> list[str]:
+    """Say how many classes of a run the weights it starts from do not know, by WordNet id.
+
+    Args:
+        config: of the run.
+        others: runs of the same command, whose weights are still to come.
+
+    Returns:
+        One warning, or none; nothing where one side does not tell its classes yet.
+    """
+    manifest = manifest_if_built(config)
+    path = initial_weights_path(config)
+    if manifest is None or path is None or config.init_classes is not None:
+        return []
+    parent = next((other for other in others if other.name == config.init_from), None)
+    known = _classes_of(path) if parent is None else _classes_learnt(parent)
+    unknown = [wnid for wnid in manifest.classes if wnid not in known]
+    if not known or not unknown:
+        return []
+    return [
+        f"init_from: {config.init_from}: {len(unknown):,} of {len(manifest.classes):,} classes are "
+        f"not among its {len(known):,}, and their rows of the head start from zeros: "
+        f"{', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''}"
+    ]
+
+
 def file_system_of(path: Path, mounts: str) -> str:
     """The type of the file system that holds a path, from the text of ``/proc/self/mounts``."""
     best, kind = "", "unknown"
@@ -132,6 +161,22 @@ def file_system_of(path: Path, mounts: str) -> str:
         if inside and len(mount) >= len(best):  # of mounts on the same place the last counts
             best, kind = mount, fields[2]
     return kind
+
+
+def _classes_of(path: Path) -> frozenset[str]:
+    """The classes of a run or of one of our exports; none where it does not say."""
+    run = RunDirectory(path)
+    export = run.export_dir if run.exists else path
+    document = read_json(export / CONFIG_NAME) if export.is_dir() else None
+    if document is not None:
+        classes = document.get("classes")
+        return frozenset(map(str, classes)) if isinstance(classes, list) else frozenset()
+    return _classes_learnt(run.read_config()) if run.exists else frozenset()
+
+
+def _classes_learnt(config: RunConfig) -> frozenset[str]:
+    manifest = manifest_if_built(config)
+    return frozenset() if manifest is None or config.masking else frozenset(manifest.classes)
 
 
 def _check_data(config: RunConfig, built: Collection[str]) -> Part:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from launch.planning import plan_part
-from launch.preflight import check_disk, check_packages, file_system_of
+from launch.preflight import check_disk, check_packages, compare_classes, file_system_of
 from pretrain.config.load import load_run
+from pretrain.data.manifest import Manifest, Shard, Split, write_manifest
 from pretrain.errors import LaunchError
+from pretrain.run_directory import RunDirectory
 
 MOUNTS = """\
 overlay / overlay rw 0 0
@@ -58,3 +60,32 @@ def test_a_run_that_does_not_fit_the_disk_is_refused(tmp_path: Path) -> None:
     held.parent.mkdir(parents=True)
     held.write_bytes(b"x")
     check_disk(short)
+
+
+def shards(path: Path, *classes: str) -> Path:
+    shard = Shard("a.tar", samples=8, bytes=8, sha256="0", index_sha256="0")
+    path.mkdir()
+    splits = {"train": Split("train", (shard,))}
+    write_manifest(Manifest(path, "set", classes, classes, splits), path)
+    return path
+
+
+def test_classes_that_the_weights_do_not_know_are_told(tmp_path: Path) -> None:
+    large = shards(tmp_path / "large", "n00000001", "n00000002", "n00000003")
+    small = shards(tmp_path / "small", "n00000004", "n00000002")
+    runs = f"runs_dir={tmp_path}"
+    parent = load_run("swin_t_22k", [runs, f"data.path={large}"])
+    tuned = load_run("swin_t_22k_to_1k_224", [runs, f"data.path={small}"])
+    (warning,) = compare_classes(tuned, [parent, tuned])
+    assert "1 of 2 classes are not among its 3" in warning
+    assert warning.endswith("start from zeros: n00000004")
+    # Of another command: what its export says, before that what it is trained on.
+    run = RunDirectory(tmp_path / "swin_t_22k")
+    run.create(parent, "{}")
+    assert compare_classes(tuned, [tuned]) == [warning]
+    run.export_dir.mkdir()
+    (run.export_dir / "config.json").write_text('{"classes": ["n00000002", "n00000004"]}')
+    assert compare_classes(tuned, [tuned]) == []
+    assert compare_classes(parent, [parent, tuned]) == []
+    (run.export_dir / "config.json").write_text('{"classes": []}')
+    assert compare_classes(tuned, [tuned]) == []
