@@ -72,6 +72,7 @@ def check_results(folder: Path, output: str) -> tuple[float, float]:
     return accuracy(pretrained), accuracy(tuned)
 
 
+@pytest.mark.slow
 def test_the_demo_survives_a_pulled_plug(tmp_path):
     first = launch(tmp_path, *SHORT)
     run = tmp_path / "runs" / "demo_pretrain"

@@ -203,6 +203,7 @@ def test_a_run_from_any_layout_is_the_run_from_our_export(config, tmp_path, smal
             assert torch.equal(value, final["ours"][key]), (name, key)
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_evaluated_and_exported(config, tmp_path):
     modern = ["ema.decay=0.9", "optim.layer_decay=0.7", "augment.mix_probability=0.0"]
     train(config, "name=average", *modern)
