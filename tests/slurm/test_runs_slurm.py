@@ -67,7 +67,7 @@ def test_a_running_and_a_pending_job_are_shown_and_stopped(project: FakeProject)
     found = {item["name"]: item for item in json.loads(output)["runs"]}
     assert (found["first"]["state"], found["waiting"]["state"]) == ("running", "waiting")
     assert found["first"]["nodes"] == ["127.0.0.2", "127.0.0.3"]
-    assert "Resources" in found["waiting"]["detail"]
+    assert found["waiting"]["detail"].startswith("pending (")
     code, output = project.look_after("status", "first")
     assert "127.0.0.2, 127.0.0.3" in output
     code, output = project.look_after("logs", "first", "--rank", "3")
