@@ -21,7 +21,7 @@ from launch.status import Queue, Status, look
 from launch.stopping import EXIT_INTERRUPTED, stop_local
 from launch.submit import read_job
 from launch.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
-from pretrain.config.load import CONFIGS_DIR
+from pretrain.config.load import CONFIGS_DIR, RESULTS
 from pretrain.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -258,6 +258,8 @@ def _results(run: RunDirectory, chain: Sequence[str]) -> list[str]:
         lines.append(f"report: {run.report_path}")
     if run.export_dir.exists():
         lines.append(f"exported weights: {run.export_dir}")
+    lines += [f"evaluation: {path}" for path in sorted(run.evaluation_dir.glob("*.md"))]
+    lines += [f"converted weights: {path}" for path in sorted(run.converted_dir.glob("*"))]
     accuracies = _accuracies(run.read_progress() or {})
     if accuracies:
         lines.append(f"accuracy: {', '.join(accuracies)}")
@@ -271,6 +273,8 @@ def _results(run: RunDirectory, chain: Sequence[str]) -> list[str]:
 def _next_steps(run: RunDirectory, chain: Sequence[str]) -> list[str]:
     """What to try with the weights of a finished run; nothing where the chain does it anyway."""
     name = run.path.name
+    if f"{name}_{RESULTS}" in chain:
+        return []
     says = re.compile(rf"^init_from:\s*{re.escape(name)}\s*$", re.MULTILINE)
     paths = sorted(CONFIGS_DIR.glob("*.yaml"))
     further = [path.stem for path in paths if says.search(path.read_text(encoding="utf-8"))]

@@ -167,7 +167,7 @@ def _next_action(run: RunDirectory, state: Phase, cause: Cause | None) -> str:
     if state == "waiting":
         return f"nothing, it starts by itself; watch it with {again} --follow"
     if state == "done":
-        return f"nothing; its weights are in {run.export_dir}"
+        return f"nothing; it left {run.export_dir if run.export_dir.exists() else run.path}"
     if cause == "bad_input":
         return f"mend what is named above, then {again}"
     if cause == "bad_node":
