@@ -78,7 +78,7 @@ def test_a_running_run_has_nothing_wrong_but_a_past(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("fields", "state", "words", "action"),
     [
-        ({"outcome": "done", "next_action": "done", "cause": "done"}, "done", "", "nothing; its"),
+        ({"outcome": "done", "next_action": "done", "cause": "done"}, "done", "", "nothing; it left"),
         (
             {"outcome": "stopped", "next_action": "stop", "cause": "user_stop"},
             "stopped", "somebody asked it to stop", TYPED,
