@@ -30,7 +30,7 @@ Cause = Literal[
     "no_progress",
     "vanished",
 ]
-"""Why an attempt ended: what `launch.decide` settles, or `launch.history` at the next start."""
+"""Why an attempt ended: `supervise.decide` settles it, or `supervise.history` at the next start."""
 
 CRASHES = ("rank_died", "rank_hung", "storage", "diverged_ranks")
 """Causes that lie in the training itself or in the node it ran on."""

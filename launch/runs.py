@@ -11,16 +11,16 @@ if __name__ == "__main__":
     # Python puts launch/ first; its modules are no top-level names, and this source tree is meant.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from launch.cleaning import clean_run
-from launch.follow import follow
-from launch.listing import list_runs, show_status
-from launch.logs import log_tail
-from launch.lookup import RUNS_DIR, find_run
-from launch.reading import attempt_numbers, show_logs
-from launch.resuming import resume_run
-from launch.stopping import stop_run
+from launch.look_after.cleaning import clean_run
+from launch.look_after.follow import follow
+from launch.look_after.listing import list_runs, show_status
+from launch.look_after.logs import log_tail
+from launch.look_after.lookup import RUNS_DIR, find_run
+from launch.look_after.reading import attempt_numbers, show_logs
+from launch.look_after.resuming import resume_run
+from launch.look_after.stopping import stop_run
+from launch.look_after.why import explain, text
 from launch.submit import read_job
-from launch.why import explain, text
 from pretrain.errors import run_command
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import lock_holder

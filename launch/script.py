@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.container import paths_of
-from launch.nodes import excluded_nodes
+from launch.supervise.nodes import excluded_nodes
 from pretrain.config.cluster import SIGNAL_MARGIN_SECONDS, ClusterConfig
 from pretrain.config.schema import RunConfig
 from pretrain.credentials import secrets_of

@@ -72,7 +72,7 @@ def launch(request: Request, *, command: Sequence[str], follow_on: bool | None) 
         after=request.after,
     )
     if follow_on or (follow_on is None and configs[0].cluster.executor != "slurm"):
-        from launch.follow import follow
+        from launch.look_after.follow import follow
 
         return follow([part.run for part in parts], independent=request.sweep is not None)
     if active:
@@ -127,7 +127,7 @@ def _show_job(script: str) -> None:
 
 
 def _rank_line(run: RunDirectory) -> str:
-    from launch.ranks import rank_command
+    from launch.supervise.ranks import rank_command
 
     return shlex.join(rank_command(run))
 

@@ -18,7 +18,7 @@ from launch.script import (
     spec_of,
     submission_environment,
 )
-from launch.supervisor import layout_of, run_job
+from launch.supervise.supervisor import layout_of, run_job
 from pretrain.errors import LaunchError
 from pretrain.files import make_private, read_json, replace_text
 from pretrain.run_directory import RunDirectory

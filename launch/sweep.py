@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.lookup import SHARED_SUFFIX
+from launch.look_after.lookup import SHARED_SUFFIX
 from launch.script import JobSpec, spec_of
 from launch.snapshot import copy_source
 from launch.submit import Job, submit_array

@@ -62,7 +62,8 @@ def supervising(
     bare = ["-S"] if watchdog_seconds is None else []
     command = [sys.executable, *bare, str(FAKE_RANK), path, str(steps), *faults]
     program = (
-        "import json, sys; from launch import signs; from launch.supervisor import run_job; "
+        "import json, sys; from launch.supervise import signs; "
+        "from launch.supervise.supervisor import run_job; "
         f"signs.MARGIN_SECONDS = {margin_seconds} or signs.MARGIN_SECONDS; "
         "run_job(*json.loads(sys.argv[1]))"
     )
@@ -287,7 +288,8 @@ def test_the_second_request_ends_at_once(run: RunDirectory, tmp_path: Path) -> N
         "print('deaf', flush=True)\ntime.sleep(600)\n"
     )
     program = (
-        "import sys; from launch.supervisor import run_job; run_job([sys.argv[1]], sys.argv[2:])"
+        "import sys; from launch.supervise.supervisor import run_job; "
+        "run_job([sys.argv[1]], sys.argv[2:])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(run.path), sys.executable, str(stubborn)], cwd=ROOT

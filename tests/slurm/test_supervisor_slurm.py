@@ -13,9 +13,9 @@ from fake_project import FakeProject
 from private_cluster import PrivateCluster
 
 from launch.ledger import Attempt, read_attempts
-from launch.nodes import excluded, excluded_nodes
+from launch.look_after.why import explain, text
 from launch.submit import read_job
-from launch.why import explain, text
+from launch.supervise.nodes import excluded, excluded_nodes
 from pretrain.run_directory import RunDirectory
 
 SLURM = ("--cluster", "slurm")

@@ -53,7 +53,7 @@ TORCH_FREE = (
     "pretrain.engine.zero_config",
     "launch.runs",
     "launch.slurm",
-    "launch.supervisor",
+    "launch.supervise.supervisor",
     "data_tools.build",
     "data_tools.index",
     "data_tools.shuffle_report",

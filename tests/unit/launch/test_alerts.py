@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from launch.alerts import Alerts
+from launch.look_after.alerts import Alerts
 
 
 def append(path: Path, text: str) -> None:

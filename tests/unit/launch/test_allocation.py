@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from launch import allocation, scheduler
-from launch.allocation import Allocation, slowest_save_seconds
+from launch import scheduler
+from launch.supervise import allocation
+from launch.supervise.allocation import Allocation, slowest_save_seconds
 from pretrain.run_directory import RunDirectory
 
 

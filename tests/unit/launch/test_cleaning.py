@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fabricated import add_attempt, add_checkpoint, contents, make_run
 
-from launch.cleaning import clean_run, find_items
+from launch.look_after.cleaning import clean_run, find_items
 from pretrain.checkpoint.ownership import take_over
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from launch.container import python_of_ranks, step_arguments
-from launch.ranks import Layout, rank_command
-from launch.srun import _srun_command
+from launch.supervise.ranks import Layout, rank_command
+from launch.supervise.srun import _srun_command
 from pretrain.config.load import to_yaml
 from pretrain.config.schema import RunConfig
 from pretrain.run_directory import RunDirectory

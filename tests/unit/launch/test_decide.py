@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from launch.decide import Facts, Failure, JobFacts, decide
+from launch.supervise.decide import Facts, Failure, JobFacts, decide
 
 KILLED = Failure(3, "rank 3 was killed by SIGKILL", "rank_died", "n2", "step")
 HUNG = replace(KILLED, cause="rank_hung")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import follow as follow_module
-from launch.follow import ending, progress_line
 from launch.ledger import Attempt
+from launch.look_after import follow as follow_module
+from launch.look_after.follow import ending, progress_line
 from launch.status import Status
 from launch.submit import Job
 from pretrain.run_directory import RunDirectory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.hang import Stack, find_culprit, read_stack, read_stacks
+from launch.supervise.hang import Stack, find_culprit, read_stack, read_stacks
 from pretrain.run_directory import RunDirectory
 
 DUMP = """\

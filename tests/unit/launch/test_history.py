@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from launch.history import Traces, findings, last_step, lost_steps, phase_of
 from launch.ledger import Attempt
+from launch.supervise.history import Traces, findings, last_step, lost_steps, phase_of
 from pretrain.run_directory import RunDirectory
 
 

@@ -18,7 +18,7 @@ from fabricated import (
 
 from launch import scheduler
 from launch.ledger import append_end, append_start
-from launch.listing import list_runs, show_status
+from launch.look_after.listing import list_runs, show_status
 from launch.runs import main
 from launch.scheduler import JobState
 from pretrain.errors import LaunchError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fabricated import make_run
 
-from launch.lookup import find_run, name_for_commands, runs_below
+from launch.look_after.lookup import find_run, name_for_commands, runs_below
 from pretrain.errors import LaunchError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.nodes import bad_ranks, excludable, exclude_nodes, excluded, excluded_nodes
+from launch.supervise.nodes import bad_ranks, excludable, exclude_nodes, excluded, excluded_nodes
 from pretrain.run_directory import RunDirectory
 
 

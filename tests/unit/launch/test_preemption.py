@@ -1,6 +1,6 @@
 """What follows when ranks die in a job that must make room but may still run."""
 
-from launch.decide import Facts, Failure, JobFacts, decide
+from launch.supervise.decide import Facts, Failure, JobFacts, decide
 
 
 def test_a_crash_in_a_preempted_job_goes_back_into_the_queue_however_often():

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from fabricated import add_attempt, make_run
 
-from launch import logs, reading
-from launch.logs import last_lines, log_tail
-from launch.reading import show_logs
+from launch.look_after import logs, reading
+from launch.look_after.logs import last_lines, log_tail
+from launch.look_after.reading import show_logs
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fabricated import contents, make_run
 
-from launch.resuming import config_to_resume
+from launch.look_after.resuming import config_to_resume
 from pretrain.errors import PretrainError
 
 

@@ -25,7 +25,7 @@ def test_it_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     assert "first  lost" in answer.stdout
     loaded = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
-    assert "launch.resuming" in loaded
+    assert "launch.look_after.resuming" in loaded
     assert not loaded & {"torch", "submitit", "rich", "wandb", "numpy", "deepspeed"}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from launch.ranks import Layout
-from launch.signs import MARGIN_SECONDS, Signs
+from launch.supervise.ranks import Layout
+from launch.supervise.signs import MARGIN_SECONDS, Signs
 from pretrain.config.guard import WatchdogConfig
 from pretrain.run_directory import RunDirectory
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.srun import lost_nodes, read_failure
+from launch.supervise.srun import lost_nodes, read_failure
 
 
 def test_the_killed_one_is_guilty_not_the_terminated() -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from fabricated import add_attempt, add_checkpoint, add_progress, job_fields, make_run
 
-from launch import scheduler, stopping
+from launch import scheduler
 from launch.ledger import append_end
+from launch.look_after import stopping
+from launch.look_after.stopping import stop_run
 from launch.scheduler import JobState
 from launch.status import Queue, look
-from launch.stopping import stop_run
 from launch.submit import read_job, write_job
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory

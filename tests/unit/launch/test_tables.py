@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch.tables import age, duration, one_line, print_table, size
+from launch.look_after.tables import age, duration, one_line, print_table, size
 
 HEADINGS = ("name", "state", "step")
 ROWS = [["first", "running", "1,200"], ["[red]x\x1b[2J", "done", "7"]]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launch.ledger import append_end, append_start, read_attempts
-from launch.nodes import exclude_nodes
-from launch.why import IN_WORDS, explain, explain_attempt, text
+from launch.look_after.why import IN_WORDS, explain, explain_attempt, text
+from launch.supervise.nodes import exclude_nodes
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
 
@@ -78,7 +78,7 @@ def test_a_running_run_has_nothing_wrong_but_a_past(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("fields", "state", "words", "action"),
     [
-        ({"outcome": "done", "next_action": "done", "cause": "done"}, "done", "", "nothing; it left"),
+        ({"outcome": "done", "next_action": "done", "cause": "done"}, "done", "", "nothing; it"),
         (
             {"outcome": "stopped", "next_action": "stop", "cause": "user_stop"},
             "stopped", "somebody asked it to stop", TYPED,

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import scheduler
-from launch.decide import Failure, JobFacts
-from launch.history import Traces
 from launch.ledger import CRASHES, Attempt, attempt_before
-from launch.nodes import bad_ranks, excludable, exclude_nodes, excluded_nodes
-from launch.srun import lost_nodes
+from launch.supervise.decide import Failure, JobFacts
+from launch.supervise.history import Traces
+from launch.supervise.nodes import bad_ranks, excludable, exclude_nodes, excluded_nodes
+from launch.supervise.srun import lost_nodes
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.metrics.jsonl import read_lines

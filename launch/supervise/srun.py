@@ -6,10 +6,16 @@ import subprocess
 from collections.abc import Sequence
 
 from launch.container import step_arguments
-from launch.decide import Failure
 from launch.processes import die_with_parent
-from launch.ranks import Layout, cause_of_exit, describe_exit, free_port, shared_environment
 from launch.scheduler import first_node_address
+from launch.supervise.decide import Failure
+from launch.supervise.ranks import (
+    Layout,
+    cause_of_exit,
+    describe_exit,
+    free_port,
+    shared_environment,
+)
 from pretrain.errors import EXIT_BAD_INPUT, LaunchError
 from pretrain.run_directory import RunDirectory
 from pretrain.watchdog import STACKS_SIGNAL

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.logs import last_lines
+from launch.look_after.logs import last_lines
+from launch.look_after.tables import one_line
 from launch.status import Queue, look
 from launch.submit import read_job
-from launch.tables import one_line
 from pretrain.errors import LaunchError
 from pretrain.run_directory import RunDirectory
 

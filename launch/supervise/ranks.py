@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launch.decide import Failure
 from launch.ledger import Cause
 from launch.processes import die_with_parent
+from launch.supervise.decide import Failure
 from pretrain.errors import (
     EXIT_BAD_INPUT,
     EXIT_BAD_NODE,

@@ -1,7 +1,7 @@
 """What a job runs: one supervisor that starts the ranks, watches them and does what follows.
 
 Plain Python without torch. One supervisor at a time holds a run directory; everything it decides
-(`launch.decide`) is in the ledger, so that the next one, or anybody who looks, knows.
+(`launch.supervise.decide`) is in the ledger, so that the next one, or anybody who looks, knows.
 """
 
 import json
@@ -14,10 +14,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from launch.allocation import Allocation
 from launch.container import python_of_ranks
-from launch.decide import NEXT_IN_WORDS, Decision, Facts, Failure, decide
-from launch.history import Traces, findings, last_step, lost_steps, phase_of
 from launch.ledger import (
     Attempt,
     Next,
@@ -30,12 +27,15 @@ from launch.ledger import (
     read_attempts,
     tell,
 )
-from launch.logs import log_tail
-from launch.nodes import bad_ranks
-from launch.ranks import Layout, LocalRanks, Ranks, end_leftovers, rank_command
-from launch.signs import Signs
-from launch.srun import SlurmRanks
-from launch.watch import StopRequest, name_culprit, watch
+from launch.look_after.logs import log_tail
+from launch.supervise.allocation import Allocation
+from launch.supervise.decide import NEXT_IN_WORDS, Decision, Facts, Failure, decide
+from launch.supervise.history import Traces, findings, last_step, lost_steps, phase_of
+from launch.supervise.nodes import bad_ranks
+from launch.supervise.ranks import Layout, LocalRanks, Ranks, end_leftovers, rank_command
+from launch.supervise.signs import Signs
+from launch.supervise.srun import SlurmRanks
+from launch.supervise.watch import StopRequest, name_culprit, watch
 from pretrain.errors import LaunchError, PretrainError
 from pretrain.files import replace_text
 from pretrain.run_directory import RunDirectory
@@ -343,7 +343,7 @@ class _Supervisor:
 
     def _leave_failure(self, number: int, failure: Failure | None) -> None:
         """Show the culprit's last lines, and leave a file that says why there is no more."""
-        from launch.why import explain_attempt, text  # it imports what imports this
+        from launch.look_after.why import explain_attempt, text  # it imports what imports this
 
         if failure is not None and failure.rank is not None:
             for line in log_tail(self._run.rank_log(number, failure.rank)):

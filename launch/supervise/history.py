@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from launch.decide import CAUSE_SAID
 from launch.ledger import Attempt, Cause
-from launch.signs import PHASES
+from launch.supervise.decide import CAUSE_SAID
+from launch.supervise.signs import PHASES
 from pretrain.run_directory import RunDirectory
 
 

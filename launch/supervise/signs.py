@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.decide import Failure
-from launch.ranks import Layout
+from launch.supervise.decide import Failure
+from launch.supervise.ranks import Layout
 from pretrain.config.schema import RunConfig
 from pretrain.run_directory import RunDirectory
 from pretrain.watchdog import BACKSTOP_SECONDS, HEARTBEAT_SECONDS, LINGER_SECONDS

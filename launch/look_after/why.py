@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.hang import innermost, read_stack
-from launch.history import last_step, lost_steps, phase_of
 from launch.ledger import Attempt, Cause, read_attempts
-from launch.logs import log_tail
-from launch.nodes import excluded
+from launch.look_after.logs import log_tail
 from launch.status import Phase, Queue, look
+from launch.supervise.hang import innermost, read_stack
+from launch.supervise.history import last_step, lost_steps, phase_of
+from launch.supervise.nodes import excluded
 from pretrain.files import read_json
 from pretrain.run_directory import RunDirectory
 

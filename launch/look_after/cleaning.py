@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.lookup import name_for_commands, runs_below
+from launch.look_after.lookup import name_for_commands, runs_below
+from launch.look_after.reading import attempt_numbers
+from launch.look_after.standing import disk_bytes
+from launch.look_after.tables import aligned, one_line, size
 from launch.processes import locked
-from launch.reading import attempt_numbers
-from launch.standing import disk_bytes
 from launch.status import Queue, look
 from launch.submit import read_job
-from launch.tables import aligned, one_line, size
 from pretrain.checkpoint.layout import TEMPORARY_SUFFIX, read_manifest, step_of
 from pretrain.checkpoint.ownership import areas
 from pretrain.checkpoint.soundness import first_damage

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 
-from launch.decide import Failure
-from launch.hang import find_culprit, read_stacks
-from launch.ranks import Layout, Ranks
-from launch.signs import Signs
+from launch.supervise.decide import Failure
+from launch.supervise.hang import find_culprit, read_stacks
+from launch.supervise.ranks import Layout, Ranks
+from launch.supervise.signs import Signs
 from pretrain.run_directory import RunDirectory
 from pretrain.watchdog import LINGER_SECONDS
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from launch.alerts import Alerts
-from launch.decide import NEXT_IN_WORDS
 from launch.ledger import Attempt, read_attempts
-from launch.logs import log_tail
-from launch.lookup import name_for_commands
+from launch.look_after.alerts import Alerts
+from launch.look_after.logs import log_tail
+from launch.look_after.lookup import name_for_commands
+from launch.look_after.stopping import EXIT_INTERRUPTED, stop_local
 from launch.status import Queue, Status, look
-from launch.stopping import EXIT_INTERRUPTED, stop_local
 from launch.submit import read_job
-from launch.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from launch.supervise.decide import NEXT_IN_WORDS
+from launch.supervise.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from pretrain.config.load import CONFIGS_DIR, RESULTS
 from pretrain.run_directory import RunDirectory
 

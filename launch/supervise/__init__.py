@@ -1,0 +1,1 @@
+"""What a job runs: the supervisor, which starts the ranks, watches them and does what follows."""
