@@ -10,6 +10,8 @@ from pretrain.errors import LaunchError
 
 _FORMAT = "%P|%a|%l|%D|%c|%m|%G|%f|%T"
 _UNUSABLE = ("down", "drain", "fail", "maint", "unknown", "no_respond", "power_down")
+_SILENT = "*"
+"""At the end of a state: the node does not answer."""
 _GRES = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
 
 
@@ -76,7 +78,7 @@ def parse_partitions(text: str) -> list[Partition]:
             memory_mib=int(memory.rstrip("+")),
             gpus=sum(int(number) for number in _GRES.findall(gres)),
             features=frozenset(features.split(",")),
-            usable=not state.lower().startswith(_UNUSABLE),
+            usable=not state.lower().startswith(_UNUSABLE) and not state.endswith(_SILENT),
         )
         key = name.rstrip("*")
         before = found[key].nodes if key in found else ()

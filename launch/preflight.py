@@ -67,11 +67,13 @@ def check(configs: Sequence[RunConfig]) -> list[str]:
             _check_parent(config)
         check_output(config)
         run_of(config).check(config)
+        earlier.add(config.name)
+        if not _needs_job(part.run):
+            continue
         check_disk(part)
         warnings += compare_classes(config, configs)
         if slurm:
             warnings += _check_cluster(part, partitions)
-        earlier.add(config.name)
     return list(dict.fromkeys(warnings))
 
 
@@ -193,6 +195,12 @@ def _check_data(config: RunConfig, built: Collection[str]) -> Part:
     else:
         check_build(config)
     return plan_part(config)
+
+
+def _needs_job(run: RunDirectory) -> bool:
+    """Whether a job would be submitted for a run: one that is active or done asks for nothing."""
+    status = look(run, Queue())
+    return status.phase != "done" and not status.is_active
 
 
 def _check_parent(config: RunConfig) -> None:

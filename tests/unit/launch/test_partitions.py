@@ -8,7 +8,8 @@ from pretrain.errors import LaunchError
 
 SINFO = """\
 gpu*|up|2-00:00:00|30|96|1031000|gpu:h100:8(S:0-1)|hopper,ib|mixed
-gpu*|up|2-00:00:00|2|96|1031000|gpu:h100:8(S:0-1)|hopper,ib|drained
+gpu*|up|2-00:00:00|1|96|1031000|gpu:h100:8(S:0-1)|hopper,ib|drained
+gpu*|up|2-00:00:00|1|96|1031000|gpu:h100:8(S:0-1)|hopper,ib|idle*
 gpu*|up|2-00:00:00|4|64+|515000+|gpu:a100:4,gpu:a30:4|ampere|idle
 cpu|up|infinite|100|128|257000|(null)|(null)|allocated
 old|down|1:00:00|8|40|190000|gpu:v100:4|(null)|down*
@@ -25,7 +26,8 @@ def test_sinfo_is_read() -> None:
     assert (gpu.name, gpu.is_default, gpu.is_up, gpu.limit_minutes) == ("gpu", True, True, 2880)
     assert [(group.count, group.gpus, group.usable) for group in gpu.nodes] == [
         (30, 8, True),
-        (2, 8, False),
+        (1, 8, False),
+        (1, 8, False),
         (4, 8, True),
     ]
     assert (cpu.limit_minutes, cpu.nodes[0].gpus) == (None, 0)
