@@ -201,7 +201,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="draws the faults and their moments")
-    parser.add_argument("--epochs", type=int, help=f"of {EPOCH_STEPS} steps (default: 4 per fault)")
+    parser.add_argument("--epochs", type=int, help=f"of {EPOCH_STEPS} steps (default: 3 per fault)")
     parser.add_argument("--directory", type=Path, help="work in this new directory and keep it")
     parser.add_argument("--report", type=Path, help="write the tables here, too")
     options = parser.parse_args(arguments)
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             root = options.directory.absolute()
             root.mkdir(parents=True)
-        text = _soak(root, options.faults, options.seed, options.epochs or 4 * options.faults)
+        text = _soak(root, options.faults, options.seed, options.epochs or 3 * options.faults)
     if text is None:
         return 1
     command = shlex.join(["python", "benchmarks/soak.py", *arguments])
