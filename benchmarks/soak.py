@@ -169,7 +169,7 @@ def _training_seconds(run: WatchedRun) -> float:
 
 
 def _versions() -> str:
-    slurm = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True)
+    slurm = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True)
     packages = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed")}
     return (
         f"{slurm.stdout.strip()}, Python {platform.python_version()}, "
