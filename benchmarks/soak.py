@@ -12,7 +12,6 @@ import argparse
 import importlib.metadata
 import platform
 import random
-import shlex
 import statistics
 import subprocess
 import sys
@@ -218,7 +217,8 @@ def main(arguments: Sequence[str]) -> int:
         text = _soak(root, options.faults, options.seed, options.epochs or 3 * options.faults)
     if text is None:
         return 1
-    command = shlex.join(["python", "benchmarks/soak.py", *arguments])
+    command = f"python benchmarks/soak.py --faults {options.faults} --seed {options.seed}"
+    command += f" --epochs {options.epochs}" if options.epochs else ""
     text = f"```sh\n{command}\n```\n\n{text}\n\n{_versions()}.\n"
     print(text)
     if options.report is not None:

@@ -264,13 +264,14 @@ def endure(run: WatchedRun, kind: str, rng: random.Random) -> Endured:
             raise RuntimeError(f"{kind}: attempt {attempt} ended")
         mend()
         return Endured(kind, None, run.newest_record()["time"] - struck, 0)
-    attempt, job = attempt + fault.ends_attempts - 1, run.job()
+    first, attempt, job = attempt, attempt + fault.ends_attempts - 1, run.job()
     wait_until(lambda: _has_noticed(run, attempt, job), f"{kind}: the end of attempt {attempt}")
     detected = time.time()
     mend()
     wait_until(lambda: run.newest_record()["attempt"] > attempt, f"{kind}: a new attempt's step")
     recovered = run.newest_record()["time"]
-    return Endured(kind, detected - struck, recovered - struck, _lost_steps(run, attempt))
+    lost_steps = _lost_steps(run, first, attempt)
+    return Endured(kind, detected - struck, recovered - struck, lost_steps)
 
 
 def _has_noticed(run: WatchedRun, number: int, job: str) -> bool:
@@ -284,8 +285,8 @@ def _has_noticed(run: WatchedRun, number: int, job: str) -> bool:
     )
 
 
-def _lost_steps(run: WatchedRun, number: int) -> int:
-    """Steps trained until the end of attempt ``number`` that a later one began again."""
+def _lost_steps(run: WatchedRun, first: int, last: int) -> int:
+    """Steps trained in attempts ``first`` to ``last`` that a later one began again."""
     steps = {attempt: found for attempt, found in run.samples().items() if found}
-    before = max((max(found) for attempt, found in steps.items() if attempt <= number), default=-1)
-    return max(0, before + 1 - min(min(steps[attempt]) for attempt in steps if attempt > number))
+    done = max((max(steps[attempt]) for attempt in steps if first <= attempt <= last), default=-1)
+    return max(0, done + 1 - min(min(steps[attempt]) for attempt in steps if attempt > last))
