@@ -106,10 +106,13 @@ def check_health(job: Job, device: torch.device) -> dict[str, Any] | None:
         named = "\n".join(f"rank {rank} on {node}: {why}" for rank, node, why in faults)
         raise NodeHealthError(named)
     free_gib = min(report.disk_free_gib for report in reports)
-    if free_gib < settings.min_free_disk_gib:
+    needed_gib = settings.min_free_disk_gib
+    if needed_gib is None:
+        needed_gib = job.plan.checkpoint_bytes / 2**30
+    if free_gib < needed_gib:
         raise StorageError(
-            f"{job.run.path}: {free_gib:.1f} GiB free, expected {settings.min_free_disk_gib:g} "
-            "(health.min_free_disk_gib); make room"
+            f"{job.run.path}: {free_gib:.3g} GiB free, expected {needed_gib:.3g} "
+            "(health.min_free_disk_gib, else one checkpoint); make room"
         )
     return _summary(reports, time.monotonic() - began)
 

@@ -66,7 +66,7 @@ class HealthConfig(Section):
     products, or for copies to its device, twice in a row."""
     min_free_memory_fraction: Fraction = 0.5
     """Of a GPU's memory; what is missing somebody else uses."""
-    min_free_disk_gib: NonNegativeFloat = 1.0
-    """At the run directory."""
+    min_free_disk_gib: NonNegativeFloat | None = None
+    """Free space that the run directory must have, GiB; null is one checkpoint's."""
     min_free_tmp_gib: NonNegativeFloat = 0.1
     """At the directory for temporary files (TMPDIR), on every node."""

@@ -69,7 +69,8 @@ def job(tmp_path: Path) -> Any:
     config = SimpleNamespace(health=SETTINGS)
     run = RunDirectory(tmp_path)
     dist.initialize(World(), torch.device("cpu"), timeout_seconds=30)
-    yield SimpleNamespace(run=run, config=config, world=World(), attempt=1)
+    plan = SimpleNamespace(checkpoint_bytes=1)
+    yield SimpleNamespace(run=run, config=config, plan=plan, world=World(), attempt=1)
     dist.shutdown()
 
 
@@ -110,6 +111,10 @@ def test_a_wrong_sum_is_noticed(job: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_full_disk_is_no_bad_node(job: Any) -> None:
     job.config.health = HealthConfig(min_free_disk_gib=10.0**9)
     with pytest.raises(StorageError, match="min_free_disk_gib"):
+        check_health(job, torch.device("cpu"))
+    job.config.health = HealthConfig()
+    job.plan.checkpoint_bytes = 10**18  # what must fit where nothing else is said
+    with pytest.raises(StorageError, match="one checkpoint"):
         check_health(job, torch.device("cpu"))
     assert not job.run.bad_ranks_path(1).exists()
 
