@@ -59,6 +59,10 @@ def main(arguments: Sequence[str]) -> int:
         print(_plan_text(config, world))
         return 0
     if config.task == "results":
+        if options.run is None:
+            raise ConfigError(
+                "task: results is made by launch/slurm.py (--config NAME --config results)"
+            )
         from pretrain.results import make_results
 
         make_results(run, config, world, _attempt(run))

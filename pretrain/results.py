@@ -86,11 +86,8 @@ def _evaluate_arguments(run: RunDirectory, config: RunConfig, export: Path) -> l
     if config.data.cache_dir is not None:
         arguments += ["--cache-dir", config.data.cache_dir]
     arguments += ["--workers", str(config.data.workers_per_rank)]
-    return [*arguments, "--device", config.cluster.device, "--batch-size", _batch_size(config)]
-
-
-def _batch_size(config: RunConfig) -> str:
-    return str(config.eval.batch_size_per_rank)
+    arguments += ["--batch-size", str(config.eval.batch_size_per_rank)]
+    return [*arguments, "--device", config.cluster.device]
 
 
 def _convert_all(

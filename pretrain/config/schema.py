@@ -263,6 +263,12 @@ class WandbConfig(Section):
     """User or team; null takes the account's default."""
 
 
+Target = Literal[
+    "official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors", "onnx"
+]
+"""A layout that weights can be written in."""
+
+
 class ResultsConfig(Section):
     """What ``results``, at the end of a chain, makes of the weights of the run before it."""
 
@@ -270,12 +276,7 @@ class ResultsConfig(Section):
     """Shard sets to evaluate on; none takes the run's own held-out split, else its probe."""
     real_labels: str | None = None
     """ReaL labels (``real.json``) of the set that has as many images."""
-    convert: tuple[
-        Literal[
-            "official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors", "onnx"
-        ],
-        ...,
-    ] = ()
+    convert: tuple[Target, ...] = ()
     """Layouts to write, each compared with the source by what it computes."""
 
 
@@ -325,6 +326,13 @@ class RunConfig(Section):
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def check_task(self) -> Self:
+        """Refuse results of nothing."""
+        if self.task == "results" and self.init_from is None:
+            raise ValueError("task: results makes use of a run's weights; give init_from")
+        return self
 
     @model_validator(mode="after")
     def check_optimizer(self) -> Self:

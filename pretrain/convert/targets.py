@@ -1,15 +1,12 @@
 """The layouts that weights are written in, and which networks each has a place for. No torch."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from pretrain.config.schema import ModelConfig
+from pretrain.config.schema import ModelConfig, Target
 from pretrain.errors import ModelError
 from pretrain.models.variants import shape_of, stage_maps
 
-Target = Literal[
-    "official", "timm", "huggingface", "torchvision", "mmdetection", "safetensors", "onnx"
-]
 EVERY: tuple[Target, ...] = get_args(Target)
 """What can be written."""
 TARGETS: tuple[Target, ...] = tuple(target for target in EVERY if target != "onnx")

@@ -7,6 +7,8 @@ from typing import Any
 from pretrain.config.schema import RunConfig
 from pretrain.errors import PretrainError
 from pretrain.files import read_json
+from pretrain.models.cost import count_forward_macs
+from pretrain.models.variants import masked_shape, shape_of
 from pretrain.plan.resources import Resources
 from pretrain.run_directory import RunDirectory
 
@@ -54,10 +56,14 @@ def measured_rate(config: RunConfig, resources: Resources) -> MeasuredRate | Non
     Same model, precision and engine settings, on the same kind of device of the same partition.
     Runs that cannot be read are passed over.
     """
+    shape = shape_of(config.model)
+    macs = count_forward_macs(shape if config.masking is None else masked_shape(shape))
     for path in _newest_first(Path(config.runs_dir)):
         run = RunDirectory(path)
         plan, progress = read_json(run.plan_path), read_json(run.progress_path)
         if plan is None or progress is None or plan.get("device") != resources.device:
+            continue
+        if plan.get("forward_macs_per_image") != macs:  # its config takes longer to read
             continue
         rate = _rate(plan, progress)
         if rate is None:
