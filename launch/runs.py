@@ -15,13 +15,13 @@ from launch.look_after.cleaning import clean_run
 from launch.look_after.follow import follow
 from launch.look_after.listing import list_runs, show_status
 from launch.look_after.logs import log_tail
-from launch.look_after.lookup import RUNS_DIR, find_run
 from launch.look_after.reading import attempt_numbers, show_logs
 from launch.look_after.resuming import resume_run
 from launch.look_after.stopping import stop_run
 from launch.look_after.why import explain, text
 from launch.submit import read_job
 from pretrain.errors import run_command
+from pretrain.lookup import RUNS_DIR, find_run
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import lock_holder
 

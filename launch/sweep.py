@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.look_after.lookup import SHARED_SUFFIX
 from launch.script import JobSpec, spec_of
 from launch.snapshot import copy_source
 from launch.submit import Job, submit_array
@@ -18,6 +17,7 @@ from pretrain.config.load import load_run, rename
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
 from pretrain.files import make_private, replace_text
+from pretrain.lookup import SHARED_SUFFIX
 from pretrain.run_directory import RunDirectory
 
 MOST_POINTS = 1000

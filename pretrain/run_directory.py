@@ -76,7 +76,11 @@ class RunDirectory:
         rewinds_path: when training went back, and which batches it left out since, JSON.
         checkpoints_dir: holds ``step_00001000`` and so on; such a name exists only when complete.
         wandb_dir: what Weights & Biases writes.
-        report_path: the report of the finished run, HTML.
+        report_path: the run on one page, HTML, renewed while it trains.
+        augmentation_path: what the model saw in its first step, PNG.
+        by_class_path: accuracy by class and confusions of the newest evaluation, JSON.
+        examples_dir: small pictures of images that the newest evaluation got wrong.
+        profile_dir: traces of steps, and where their time and memory went.
         export_dir: the finished weights.
         evaluation_dir: what a run of results measured.
         converted_dir: and the weights it wrote in other layouts.
@@ -103,6 +107,10 @@ class RunDirectory:
         self.checkpoints_dir = self.path / "checkpoints"
         self.wandb_dir = self.path / "wandb"
         self.report_path = self.path / "report.html"
+        self.augmentation_path = self.path / "augmentation.png"
+        self.by_class_path = self.path / "by_class.json"
+        self.examples_dir = self.path / "examples"
+        self.profile_dir = self.path / "profile"
         self.export_dir = self.path / "export"
         self.evaluation_dir = self.path / "evaluation"
         self.converted_dir = self.path / "converted"

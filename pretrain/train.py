@@ -27,7 +27,7 @@ from pretrain.job import Job
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
-from pretrain.metrics.report import write_report
+from pretrain.metrics.report.page import write_report
 from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak

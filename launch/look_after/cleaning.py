@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.look_after.lookup import name_for_commands, runs_below
 from launch.look_after.reading import attempt_numbers
 from launch.look_after.standing import disk_bytes
 from launch.look_after.tables import aligned, one_line, size
@@ -18,6 +17,7 @@ from pretrain.checkpoint.layout import TEMPORARY_SUFFIX, read_manifest, step_of
 from pretrain.checkpoint.ownership import areas
 from pretrain.checkpoint.soundness import first_damage
 from pretrain.errors import CheckpointError, LaunchError, PretrainError
+from pretrain.lookup import name_for_commands, runs_below
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
 

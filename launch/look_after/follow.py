@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from launch.ledger import Attempt, read_attempts
 from launch.look_after.alerts import Alerts
 from launch.look_after.logs import log_tail
-from launch.look_after.lookup import name_for_commands
 from launch.look_after.stopping import EXIT_INTERRUPTED, stop_local
 from launch.status import Queue, Status, look
 from launch.submit import read_job
 from launch.supervise.decide import NEXT_IN_WORDS
 from launch.supervise.supervisor import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from pretrain.config.load import CONFIGS_DIR, RESULTS
+from pretrain.lookup import name_for_commands
 from pretrain.run_directory import RunDirectory
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launch.look_after.lookup import runs_below
 from launch.look_after.standing import Standing, attempt_rows, disk_bytes, standing_of
 from launch.look_after.tables import age, aligned, duration, one_line, print_table, size
 from launch.status import Queue
 from launch.supervise.decide import NEXT_IN_WORDS
+from pretrain.lookup import runs_below
 from pretrain.run_directory import RunDirectory
 
 HEADINGS = (

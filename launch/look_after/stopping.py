@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from launch import scheduler
 from launch.ledger import read_attempts
-from launch.look_after.lookup import name_for_commands, runs_below
 from launch.status import Queue, Status, look
 from launch.submit import Job, read_job, write_job
 from launch.supervise.ranks import end_leftovers
 from launch.supervise.supervisor import EXIT_DONE, EXIT_FAILED
 from pretrain.errors import LaunchError
+from pretrain.lookup import name_for_commands, runs_below
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import is_alive, lock_holder
 

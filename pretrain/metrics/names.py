@@ -20,6 +20,42 @@ class Metric:
 
 
 _INTERVAL = "since the previous record"
+_SAMPLED = "last step before the record"
+STAGES = (1, 2, 3, 4)
+"""Swin's stages, as metrics number them."""
+
+
+def of_stages(prefix: str) -> tuple[str, ...]:
+    """The names of a number that every stage has.
+
+    Example:
+        >>> of_stages("train/update_ratio")[0]
+        'train/update_ratio_stage_1'
+    """
+    return tuple(f"{prefix}_stage_{stage}" for stage in STAGES)
+
+
+def _per_stage(prefix: str, reduction: str, meaning: str) -> dict[str, Metric]:
+    names = zip(STAGES, of_stages(prefix), strict=True)
+    return {name: Metric("", reduction, meaning.format(stage=stage)) for stage, name in names}
+
+
+def _accuracy(prefix: str, images: str, weights: str) -> dict[str, Metric]:
+    """Loss and accuracy of some weights on some images."""
+    mean = f"mean over the {images}"
+    return {
+        f"{prefix}loss": Metric(
+            "nats", mean, f"Cross-entropy of {weights} against the plain labels."
+        ),
+        f"{prefix}top1_fraction": Metric(
+            "", mean, f"Images whose label has the highest logit of {weights}."
+        ),
+        f"{prefix}top5_fraction": Metric(
+            "", mean, f"Images whose label is among the five highest logits of {weights}."
+        ),
+        f"{prefix}images": Metric("images", "sum over all ranks", "Images evaluated."),
+    }
+
 
 METRICS: dict[str, Metric] = {
     "train/loss": Metric(
@@ -28,12 +64,36 @@ METRICS: dict[str, Metric] = {
         "Cross-entropy against the mixed and smoothed targets. Masked pre-training: absolute error "
         "of the hidden pixels, normalised.",
     ),
+    "train/accuracy_fraction": Metric(
+        "",
+        f"mean over all ranks' images of the steps applied {_INTERVAL}",
+        "Training images whose highest logit is the class that weighs most in their mixed target. "
+        "Not of masked pre-training.",
+    ),
     "train/grad_norm": Metric(
         "",
         f"mean over the steps applied {_INTERVAL}",
         "Norm of the whole gradient, before clipping.",
     ),
     "train/learning_rate": Metric("", "last step", "Learning rate applied to the last step."),
+    "train/weight_decay": Metric("", "last step", "Weight decay of the parameters that decay."),
+    "train/loss_scale": Metric("", "last step", "Factor on the loss; of fp16 only."),
+    **_per_stage(
+        "train/update_ratio",
+        f"all ranks, {_SAMPLED}",
+        "Norm of the change that a step made to the weights of stage {stage}, over their norm; "
+        "from a sample of each large parameter.",
+    ),
+    **_per_stage(
+        "train/activation_rms",
+        f"root mean square over all ranks, {_SAMPLED}",
+        "Residual stream as stage {stage} leaves it.",
+    ),
+    **_per_stage(
+        "train/activation_max",
+        f"maximum over all ranks, {_SAMPLED}",
+        "Largest absolute value of the residual stream as stage {stage} leaves it.",
+    ),
     "train/skipped_steps": Metric(
         "steps", f"sum {_INTERVAL}", "Steps not applied because a gradient was not finite."
     ),
@@ -51,6 +111,15 @@ METRICS: dict[str, Metric] = {
         f"all ranks' images over rank zero's time {_INTERVAL}, evaluation and saving excluded",
         "Training throughput.",
     ),
+    "perf/images_per_second_per_device": Metric(
+        "images/s", "the same over the number of ranks", "Training throughput of one device."
+    ),
+    "perf/flop_utilisation_fraction": Metric(
+        "",
+        f"mean over ranks {_INTERVAL}, evaluation and saving excluded",
+        "Multiply-adds of forward and backward passes, twice each, over what the device could do "
+        "in dense products of the training precision; of known devices only.",
+    ),
     "perf/step_seconds": Metric(
         "s",
         f"mean over the steps {_INTERVAL}, evaluation and saving excluded",
@@ -60,6 +129,20 @@ METRICS: dict[str, Metric] = {
         "",
         f"rank zero's waiting time over its training time {_INTERVAL}",
         "Share of the training time spent waiting for the loader.",
+    ),
+    "perf/data_wait_seconds": Metric(
+        "s", f"rank zero's sum {_INTERVAL}", "Time spent waiting for the loader."
+    ),
+    "perf/communication_seconds": Metric(
+        "s",
+        f"rank zero's time in one sampled step, times the steps {_INTERVAL}",
+        "Time in which the step waited for collectives of gradients and parameters, which includes "
+        "waiting for slower ranks.",
+    ),
+    "perf/compute_seconds": Metric(
+        "s",
+        f"rank zero's remainder {_INTERVAL}",
+        "Training time that was neither waiting for data nor for collectives.",
     ),
     "perf/evaluation_seconds": Metric(
         "s", f"rank zero's sum {_INTERVAL}", "Time spent in evaluation."
@@ -82,32 +165,13 @@ METRICS: dict[str, Metric] = {
         "maximum over ranks since their start",
         "Peak memory: the device allocator's on CUDA, the process's resident set on CPU.",
     ),
-    "eval/loss": Metric(
-        "nats", "mean over the split's images", "Cross-entropy against the plain labels."
+    **_accuracy("eval/", "split's images", "the weights as trained"),
+    **_accuracy("eval/ema_", "split's images", "the averaged weights"),
+    **_accuracy("eval/probe_", "probe's images", "the weights as trained, of the probe's classes,"),
+    **_accuracy("eval/probe_ema_", "probe's images", "the averaged weights, of its classes,"),
+    "run/attempt": Metric(
+        "attempts", "last step", "Lives of the run so far, this one included; from 1."
     ),
-    "eval/top1_fraction": Metric(
-        "", "mean over the split's images", "Images whose label has the highest logit."
-    ),
-    "eval/top5_fraction": Metric(
-        "", "mean over the split's images", "Images whose label is among the five highest logits."
-    ),
-    "eval/images": Metric("images", "sum over all ranks", "Images evaluated."),
-    "eval/probe_loss": Metric(
-        "nats",
-        "mean over the probe's images",
-        "Cross-entropy of the probe's classes alone against its plain labels.",
-    ),
-    "eval/probe_top1_fraction": Metric(
-        "",
-        "mean over the probe's images",
-        "Images of the probe whose label has the highest logit of the probe's classes.",
-    ),
-    "eval/probe_top5_fraction": Metric(
-        "",
-        "mean over the probe's images",
-        "Images of the probe whose label is among the five highest logits of its classes.",
-    ),
-    "eval/probe_images": Metric("images", "sum over all ranks", "Images of the probe evaluated."),
 }
 """What `pretrain.metrics.recorder.Recorder.write` accepts, in the order of reading."""
 

@@ -13,7 +13,7 @@ from pretrain.credentials import without_url_secrets
 from pretrain.files import replace_text
 from pretrain.metrics import console
 from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain
-from pretrain.metrics.mirror import WandbMirror
+from pretrain.metrics.mirror.mirror import WandbMirror
 from pretrain.metrics.names import METRICS, check_declared
 from pretrain.run_directory import RunDirectory
 

@@ -20,7 +20,8 @@ ALLOWED_BETWEEN_PARTS: set[tuple[str, str]] = set()
 VENDORS = {
     "deepspeed": ("pretrain.engine", "pretrain.convert"),
     "webdataset": ("pretrain.data", "data_tools"),
-    "wandb": ("pretrain.metrics",),
+    "wandb": ("pretrain.metrics.mirror",),
+    "wandb_workspaces": ("pretrain.metrics.mirror",),
     "submitit": ("launch",),
     # Its threads do not survive a fork: only a program of its own may use it.
     "fsspec": ("pretrain.data.transfer",),
@@ -44,6 +45,7 @@ TORCH_FREE = (
     "pretrain.data.order",
     "pretrain.models.variants",
     "pretrain.metrics.names",
+    "pretrain.metrics.__main__",
     "pretrain.checkpoint.layout",
     "pretrain.convert.sources",
     "pretrain.engine.schedule",

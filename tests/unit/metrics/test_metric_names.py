@@ -11,9 +11,13 @@ from pretrain.metrics.names import METRICS, check_declared
 
 
 def test_names_carry_their_unit():
-    endings = {"s": "_seconds", "GiB": "_gib", "images/s": "images_per_second"}
+    endings = {
+        "s": "_seconds",
+        "GiB": "_gib",
+        "images/s": ("images_per_second", "images_per_second_per_device"),
+    }
     for name, metric in METRICS.items():
-        assert re.fullmatch(r"(train|data|perf|memory|eval)/[a-z0-9_]+", name)
+        assert re.fullmatch(r"(train|data|perf|memory|eval|run)/[a-z0-9_]+", name)
         assert metric.reduction
         assert metric.meaning.endswith(".")
         if metric.unit in endings:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pretrain.metrics.jsonl import LineWriter
-from pretrain.metrics.report import EVENTS_PER_KIND_MAX, report_html, write_report
+from pretrain.metrics.report.page import EVENTS_PER_KIND_MAX, report_html, write_report
 
 VOID = {"meta", "br", "link", "img", "path", "use"}
 
@@ -80,7 +80,7 @@ def finished(run):
 @pytest.fixture
 def no_drawing(monkeypatch):
     """Leave out the slow part where it is not looked at."""
-    monkeypatch.setattr("pretrain.metrics.curves.draw", lambda *_: "<svg></svg>")
+    monkeypatch.setattr("pretrain.metrics.report.curves.draw", lambda *_: "<svg></svg>")
 
 
 @pytest.mark.usefixtures("no_drawing")

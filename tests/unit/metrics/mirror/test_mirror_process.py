@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from pretrain.metrics import wandb_process
 from pretrain.metrics.jsonl import LineWriter
-from pretrain.metrics.wandb_process import Mark, follow, new_lines
+from pretrain.metrics.mirror import process as wandb_process
+from pretrain.metrics.mirror.process import Mark, follow, new_lines
 
 
 def lines(*steps):

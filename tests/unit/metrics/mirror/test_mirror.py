@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.metrics.jsonl import LineWriter, read_lines
-from pretrain.metrics.mirror import WandbMirror
+from pretrain.metrics.mirror.mirror import WandbMirror
 from pretrain.metrics.recorder import Recorder
 
 SECRETS = ("canary-argument-5a1b", "canary-environment-77c2")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from fabricated import make_run
 
-from launch.look_after.lookup import find_run, name_for_commands, runs_below
 from pretrain.errors import LaunchError
+from pretrain.lookup import find_run, name_for_commands, runs_below
 
 
 def test_a_name_or_a_path_finds_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

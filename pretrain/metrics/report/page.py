@@ -14,7 +14,7 @@ from pretrain.files import read_json, replace_text
 from pretrain.metrics.console import duration
 from pretrain.metrics.jsonl import read_lines, series, with_value
 from pretrain.metrics.names import METRICS
-from pretrain.metrics.style import STYLE
+from pretrain.metrics.report.style import STYLE
 from pretrain.run_directory import RunDirectory
 
 EVENTS_PER_KIND_MAX = 50
@@ -125,7 +125,7 @@ def _curves(records: Records) -> str:
         first_steps.setdefault(int(record.get("attempt", 1)), record["step"])
     starts = list(first_steps.items())[1:]
     # Matplotlib takes most of a second to import, and training needs it once, at the end.
-    from pretrain.metrics.curves import charts, draw
+    from pretrain.metrics.report.curves import charts, draw
 
     figures = [
         f"<figure><figcaption>{html.escape(chart.title)}</figcaption>"

@@ -119,12 +119,12 @@ class WandbMirror:
 
 def _start(settings_path: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start it in its own session, so that signals meant for the rank pass it by."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     directory = settings_path.parent
     own = {"WANDB_CACHE_DIR": "cache", "WANDB_CONFIG_DIR": "config", "WANDB_DATA_DIR": "data"}
     private = {name: str(directory / folder) for name, folder in own.items()}
     return subprocess.Popen(
-        [sys.executable, "-m", "pretrain.metrics.wandb_process", str(settings_path)],
+        [sys.executable, "-m", "pretrain.metrics.mirror.process", str(settings_path)],
         cwd=root,
         env={**private, **os.environ},
         stdin=subprocess.PIPE,

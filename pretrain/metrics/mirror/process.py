@@ -1,6 +1,6 @@
-"""The process that sends a run's record to Weights & Biases (started by `pretrain.metrics.mirror`).
+"""The process that sends a run's record to Weights & Biases; `WandbMirror` starts it.
 
-``python -m pretrain.metrics.wandb_process RUN/wandb/mirror.json`` follows the run's metrics.jsonl
+``python -m pretrain.metrics.mirror.process RUN/wandb/mirror.json`` follows the run's metrics.jsonl
 until its standard input says ``stop`` or ends, or its parent is gone. Output goes to mirror.log; a
 line ``error: …`` is the reason of a failure. Any failure is an exit code, and nobody's loss.
 """

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from pretrain.metrics.curves import CSS_COLOURS, Chart, Line, binned, charts, draw
+from pretrain.metrics.report.curves import CSS_COLOURS, Chart, Line, binned, charts, draw
 
 RECORDS = [
     {"step": 10 * number, "train/loss": 5.0 / number, "perf/images_per_second": 100.0}
