@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
-from fabricated import make_run
 
 from pretrain.errors import LaunchError
 from pretrain.lookup import find_run, name_for_commands, runs_below
+from pretrain.run_directory import RunDirectory
+
+
+def make_run(runs_dir: Path, name: str = "first") -> RunDirectory:
+    run = RunDirectory(runs_dir / name)
+    run.path.mkdir(parents=True)
+    run.config_path.touch()
+    return run
 
 
 def test_a_name_or_a_path_finds_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
