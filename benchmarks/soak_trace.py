@@ -8,8 +8,12 @@ import json
 import zlib
 from collections.abc import Iterator
 
+import torch
+
 from pretrain import train
-from pretrain.data.batch import Batch
+from pretrain.augment.masking import MaskedAugment
+from pretrain.augment.pipeline import Augment
+from pretrain.data.batch import BadSample, Batch
 from pretrain.engine.engine import Values
 from pretrain.job import Job
 
@@ -17,10 +21,16 @@ _micro_batches = train.micro_batches
 
 
 def traced_micro_batches(
-    parts: train.Parts, stream: Iterator[Batch], step: int
+    job: Job,
+    augment: Augment | MaskedAugment,
+    stream: Iterator[Batch],
+    device: torch.device,
+    step: int,
+    bad_samples: list[BadSample],
 ) -> Iterator[tuple[Values, Values]]:
     """`train.micro_batches`, noting what it takes from the stream."""
-    return _micro_batches(parts, _noting(parts.job, stream, step), step)
+    noted = _noting(job, stream, step)
+    return _micro_batches(job, augment, noted, device, step, bad_samples)
 
 
 def _noting(job: Job, stream: Iterator[Batch], step: int) -> Iterator[Batch]:

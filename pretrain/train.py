@@ -4,8 +4,6 @@ Read `run_steps` first; everything above it is preparation and everything below 
 the loop. Every function here is called by every rank.
 """
 
-import hashlib
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
@@ -15,10 +13,8 @@ from pretrain import dist
 from pretrain.accuracy import every_steps, is_due, measure
 from pretrain.checkpoint.resume import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.data.batch import BadSample, Batch
-from pretrain.data.loader import Batches, train_batches
-from pretrain.engine.engine import Engine, Values
-from pretrain.engine.schedule import learning_rate
+from pretrain.data.batch import BadSample
+from pretrain.engine.engine import Engine
 from pretrain.finished import export
 from pretrain.guard import Fault, Guard
 from pretrain.health import check_health
@@ -31,8 +27,9 @@ from pretrain.metrics.report.page import write_report
 from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak
-from pretrain.recovery import compare_ranks, find_checkpoint, go_back, read_skips
+from pretrain.recovery import compare_ranks, find_checkpoint, go_back
 from pretrain.saving import Saver, open_store
+from pretrain.step_inputs import micro_batches, rate, training_batches
 from pretrain.stop import StopRequest
 from pretrain.watchdog import Watchdog
 from pretrain.world import node_name
@@ -193,13 +190,16 @@ def rewind(parts: Parts, fault: Fault) -> None:
 def run_steps(parts: Parts) -> str | Fault:
     """Train from the steps already done to the end, to a request to stop, or to a fault."""
     job, config, plan = parts.job, parts.job.config, parts.job.plan
-    with training_batches(parts) as batches:
+    with training_batches(job, parts.steps_done) as batches:
         stream = parts.clock.waiting(batches)
         for step in range(parts.steps_done, plan.total_steps):
             bad_before = len(parts.bad_samples)
             with parts.clock.phase("step"):
-                lr = rate(parts, step)
-                result = parts.engine.train_step(micro_batches(parts, stream, step), lr)
+                lr = rate(job, step)
+                made = micro_batches(
+                    job, parts.objective.augment, stream, parts.device, step, parts.bad_samples
+                )
+                result = parts.engine.train_step(made, lr)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)
             parts.steps_done = done = step + 1
             parts.saver.report(done)
@@ -221,61 +221,6 @@ def run_steps(parts: Parts) -> str | Fault:
                 return "stopped"
             parts.recorder.progress(done, "training")
     return "done"
-
-
-def training_batches(parts: Parts) -> Batches:
-    """Return the loader of every micro-batch that this rank has yet to train on."""
-    job = parts.job
-    return train_batches(
-        job.manifest,
-        job.config.data,
-        job.config.augment,
-        seed=job.config.seed,
-        image_size=job.config.model.image_size,
-        global_batch=job.plan.global_batch,
-        micro_batch=job.plan.micro_batch,
-        accumulation=job.plan.accumulation,
-        world=job.world,
-        first_step=parts.steps_done,
-        last_step=job.plan.total_steps,
-        skips=read_skips(job.run),
-    )
-
-
-def micro_batches(
-    parts: Parts, stream: Iterator[Batch], step: int
-) -> Iterator[tuple[Values, Values]]:
-    """Yield this rank's augmented micro-batches of a step, each made when it is asked for."""
-    plan, rank = parts.job.plan, parts.job.world.rank
-    for number in range(rank * plan.accumulation, (rank + 1) * plan.accumulation):
-        batch = next(stream)
-        parts.bad_samples += batch.bad
-        # Drop path draws from torch: the same at any resume, different in every micro-batch.
-        torch.manual_seed(_stream_seed(parts.job.config.seed, step, number))
-        yield parts.objective.augment(
-            batch.images.to(parts.device, non_blocking=True),
-            batch.labels.to(parts.device, non_blocking=True),
-            batch.seeds,
-            step=step,
-            first_group=number * plan.micro_batch // parts.job.config.augment.mix_group,
-        )
-
-
-def rate(parts: Parts, step: int) -> float:
-    """Return the learning rate of a step."""
-    plan = parts.job.plan
-    return learning_rate(
-        step,
-        total_steps=plan.total_steps,
-        warmup_steps=plan.warmup_steps,
-        peak=plan.peak_lr,
-        start=plan.warmup_lr,
-        floor=plan.min_lr,
-        kind=parts.job.config.schedule.kind,
-        decay_spans_warmup=parts.job.config.schedule.decay_spans_warmup,
-        milestones=plan.milestone_steps,
-        milestone_factor=parts.job.config.schedule.milestone_factor,
-    )
 
 
 def record(parts: Parts, done: int, lr: float) -> Fault | None:
@@ -347,9 +292,3 @@ def leave_outcome(parts: Parts, outcome: str) -> None:
     if job.world.rank == 0:
         job.run.leave_outcome(job.attempt, outcome, parts.steps_done)
     dist.barrier()
-
-
-def _stream_seed(*numbers: int) -> int:
-    """Hash integers into a seed; neighbours must not give related streams."""
-    text = ",".join(str(number) for number in numbers)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from recipes import load
 
-from pretrain import train
 from pretrain.config.load import config_names
+from pretrain.step_inputs import rate
 
 
 class Facts(NamedTuple):
@@ -243,8 +243,8 @@ CURVES = {
 @pytest.mark.parametrize(("name", "preset", "facts"), CURVES.values())
 def test_the_whole_curve_of_the_learning_rate(name, preset, facts):
     config, plan = load(name, preset)
-    parts: Any = SimpleNamespace(job=SimpleNamespace(config=config, plan=plan))
-    ours = [train.rate(parts, step) for step in range(plan.total_steps)]
+    job: Any = SimpleNamespace(config=config, plan=plan)
+    ours = [rate(job, step) for step in range(plan.total_steps)]
     expected = whole_curve(facts)
     assert len(ours) == len(expected)
     worst = np.abs(np.array(ours) / expected - 1).max()
@@ -294,8 +294,8 @@ GOLDEN = {
 @pytest.mark.parametrize(("name", "preset"), GOLDEN)
 def test_golden_rates(name, preset):
     config, plan = load(name, preset)
-    parts: Any = SimpleNamespace(job=SimpleNamespace(config=config, plan=plan))
+    job: Any = SimpleNamespace(config=config, plan=plan)
     expected = GOLDEN[name, preset]
-    assert [train.rate(parts, step) for step in expected] == pytest.approx(
+    assert [rate(job, step) for step in expected] == pytest.approx(
         list(expected.values()), rel=1e-12
     )
