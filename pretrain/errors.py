@@ -56,6 +56,10 @@ class LaunchError(PretrainError):
     """A job that cannot be submitted or supervised."""
 
 
+class WandbError(PretrainError):
+    """Weights & Biases does not answer, or refuses, what a person asked of it."""
+
+
 class NodeHealthError(PretrainError):
     """A node that is broken, slow or unlike the others: the same job may do well without it."""
 

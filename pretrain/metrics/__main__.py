@@ -4,8 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.errors import run_command
+from pydantic import TypeAdapter, ValidationError
+
+from pretrain.config.section import Name
+from pretrain.errors import ConfigError, run_command
 from pretrain.lookup import RUNS_DIR, find_run
+from pretrain.metrics.mirror.dashboard import AXES, STEPS
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,6 +29,19 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(verb=_report)
     report.add_argument("run", metavar="RUN", help="name of a run, or its directory")
     _add_runs_dir(report)
+    dashboard = verbs.add_parser("dashboard", help="save a workspace and a report to wandb")
+    dashboard.set_defaults(verb=_dashboard)
+    dashboard.add_argument("--project", required=True, metavar="P", help="whose runs they show")
+    dashboard.add_argument("--entity", metavar="E", help="user or team; the account's default")
+    dashboard.add_argument(
+        "--evaluations-over",
+        choices=AXES,
+        default=STEPS,
+        help="horizontal axis of the panels of evaluations",
+    )
+    dashboard.add_argument(
+        "--dry-run", action="store_true", help="print what would be sent, as JSON, and send nothing"
+    )
     return parser
 
 
@@ -39,6 +56,30 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write_report(find_run(options.run, Path(options.runs_dir))))
     return 0
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    for option in ("project", "entity"):
+        _check_name(option, getattr(options, option))
+    if options.dry_run:
+        from pretrain.metrics.mirror.views import as_json
+
+        print(as_json(options.entity or "", options.project, options.evaluations_over))
+        return 0
+    from pretrain.metrics.mirror.upload import upload
+
+    print("\n".join(upload(options.project, options.entity, options.evaluations_over)))
+    return 0
+
+
+def _check_name(option: str, name: str | None) -> None:
+    try:
+        TypeAdapter(Name | None).validate_python(name)
+    except ValidationError:
+        raise ConfigError(
+            f"--{option} {name!r}: expected letters, digits, '.', '_' and '-', the first a letter "
+            "or digit"
+        ) from None
 
 
 if __name__ == "__main__":
