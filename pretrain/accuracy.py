@@ -13,6 +13,7 @@ from pretrain.data.manifest import Manifest
 from pretrain.evaluate.classification import evaluate
 from pretrain.evaluate.tally import Mapping
 from pretrain.job import Job
+from pretrain.metrics.forecast import Evaluated
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,18 @@ class Measured:
     bad: list[BadSample]
 
 
-def every_steps(job: Job) -> int | None:
-    """Steps from one evaluation to the next, of whichever split comes first; None without any."""
-    periods = [period for period in (_own_period(job), _probe_period(job)) if period is not None]
-    return min(periods, default=None)
+def evaluated(job: Job) -> list[Evaluated]:
+    """Every split that is evaluated, with its period and its images."""
+    found = (
+        (_own_period(job), job.plan.eval_samples),
+        (_probe_period(job), job.plan.probe_samples),
+    )
+    return [Evaluated(period, images) for period, images in found if period is not None]
+
+
+def images_due(job: Job, done: int) -> int:
+    """Images that are evaluated after ``done`` steps."""
+    return sum(images for period, images in evaluated(job) if _falls(job, done, period))
 
 
 def is_due(job: Job, done: int) -> bool:

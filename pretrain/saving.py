@@ -83,7 +83,7 @@ class Saver:
                     shapes=self.engine.parameter_shapes(),
                     state={
                         "engine": self.engine.state(),
-                        "clock": self.clock.state(),
+                        "forecast": self.clock.forecast.state(),
                         "meter": self.meter.state(),
                         "guard": self.guard.state(),
                         "data": self.job.data_fingerprint,

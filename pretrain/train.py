@@ -4,13 +4,15 @@ Read `run_steps` first; everything above it is preparation and everything below 
 the loop. Every function here is called by every rank.
 """
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
 import torch
+from torch import Tensor
 
 from pretrain import dist
-from pretrain.accuracy import every_steps, is_due, measure
+from pretrain.accuracy import evaluated, images_due, is_due, measure
 from pretrain.checkpoint.resume import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.data.batch import BadSample
@@ -21,6 +23,7 @@ from pretrain.health import check_health
 from pretrain.initial_weights import load_initial_weights
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
+from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report.page import write_report
@@ -144,11 +147,18 @@ def connect(
     meter = Meter()
     clock = Clock(
         global_batch=plan.global_batch,
-        total_steps=plan.total_steps,
-        evaluate_every_steps=every_steps(job),
-        save_every_steps=config.checkpoint.every_steps,
+        forecast=Forecast(
+            total_steps=plan.total_steps,
+            global_batch=plan.global_batch,
+            evaluated=evaluated(job),
+            save_every_steps=config.checkpoint.every_steps,
+            saves_evaluated=config.checkpoint.keep_best > 0,
+            saves_waited_for=not config.checkpoint.background,
+            save_bytes=plan.checkpoint_bytes,
+        ),
         on_phase=lambda phase: watchdog.enter(phase or "step"),
     )
+    recorder.eta_seconds = clock.eta_seconds
     guard = Guard(config.guard)
     return Parts(
         job=job,
@@ -171,7 +181,7 @@ def restore(parts: Parts, reader: CheckpointReader) -> None:
     state = reader.state
     parts.engine.load_fragments(reader.read, saved_shapes=reader.shapes, **state["engine"])
     reader.close()
-    parts.clock.load_state(state["clock"])
+    parts.clock.forecast.load_state(state.get("forecast", {}))  # older ones lack it
     parts.meter.load_state(state["meter"], parts.job.world.rank)
     parts.guard.load_state(state["guard"])
     parts.steps_done = reader.step
@@ -235,7 +245,7 @@ def record(parts: Parts, done: int, lr: float) -> Fault | None:
     values["train/epoch"] = done / plan.steps_per_epoch
     values["data/samples_consumed"] = done * plan.global_batch
     values["memory/peak_gib"] = peak_memory_gib(parts.device)
-    parts.recorder.write(done, values, eta_seconds=parts.clock.eta_seconds(done))
+    parts.recorder.write(done, values)
     if values["data/bad_samples"]:
         report_bad_samples(parts, done)
     return parts.guard.watch(done, interval.losses)
@@ -253,14 +263,30 @@ def measure_accuracy(parts: Parts, done: int) -> None:
     """Evaluate what is due after ``done`` steps and write the result."""
     job = parts.job
     parts.recorder.progress(done, "evaluating")
-    with parts.clock.phase("evaluation"), parts.engine.computing_with(job.config.ema.given):
-        logits_of = parts.watchdog.alive_at(parts.engine.logits)
+    images = images_due(job, done)
+    phase = parts.clock.phase("evaluation", images=images)
+    with phase, parts.engine.computing_with(job.config.ema.given):
+        logits_of = parts.watchdog.alive_at(showing_progress(parts, done, images))
         measured = measure(job, done, logits_of, parts.device)
     parts.recorder.write(done, measured.values)
     parts.saver.note_accuracy(done, measured.values)
     parts.bad_samples += measured.bad
     if dist.max_across_ranks(len(measured.bad)):
         report_bad_samples(parts, done)
+
+
+def showing_progress(parts: Parts, done: int, images: int) -> Callable[[Tensor], Tensor]:
+    """Return the engine's logits, which say how many of so many images all ranks have seen."""
+    seen = 0
+
+    def logits_of(batch: Tensor) -> Tensor:
+        nonlocal seen
+        fraction = min(1.0, seen * parts.job.world.size / images)
+        parts.recorder.progress(done, "evaluating", evaluated_fraction=fraction)
+        seen += len(batch)
+        return parts.engine.logits(batch)
+
+    return logits_of
 
 
 def save(parts: Parts, done: int, *, must: bool) -> None:

@@ -1,15 +1,14 @@
-"""Where the time goes: seconds by phase, throughput, and when the run will end."""
+"""Where the time goes: seconds by phase, throughput, and what the forecast is made of."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
+from pretrain.metrics.forecast import Forecast
+
 Phase = Literal["data", "step", "evaluation", "save"]
 Item = TypeVar("Item")
-
-STEP_MEMORY = 0.9
-"""Weight of the past in the step time behind the ETA, per record: it follows about ten records."""
 
 
 class Clock:
@@ -20,9 +19,7 @@ class Clock:
 
     Args:
         global_batch: images of one step over all ranks.
-        total_steps: steps of the whole run.
-        evaluate_every_steps: steps between evaluations, the last step included; None without any.
-        save_every_steps: steps between checkpoints, the last step included.
+        forecast: told how long each step, evaluation and save took.
         now: seconds that only grow.
         on_phase: told of every phase that begins or goes on; None is the time outside of them.
     """
@@ -31,15 +28,12 @@ class Clock:
         self,
         *,
         global_batch: int,
-        total_steps: int,
-        evaluate_every_steps: int | None,
-        save_every_steps: int,
+        forecast: Forecast,
         now: Callable[[], float] = time.monotonic,
         on_phase: Callable[[Phase | None], None] = lambda phase: None,
     ) -> None:
         self._global_batch = global_batch
-        self._total_steps = total_steps
-        self._every_steps = {"evaluation": evaluate_every_steps, "save": save_every_steps}
+        self.forecast = forecast
         self._now = now
         self._on_phase = on_phase
         self._stack: list[Phase] = []
@@ -47,15 +41,19 @@ class Clock:
         self._seconds: dict[Phase, float] = _no_seconds()
         self._steps = 0
         self._written = {"wait": 0.0, "write": 0.0}
-        self._step_seconds_sum = 0.0
-        self._step_weight = 0.0
-        self._long_seconds = {"evaluation": 0.0, "save": 0.0}
-        self._long_count = {"evaluation": 0, "save": 0}
+        self._step_ended = self._mark
+        self._began = self._mark  # the newest phase
+        self._elsewhere = 0.0  # in evaluation and saving, since the newest step
 
     @contextmanager
-    def phase(self, phase: Phase) -> Iterator[None]:
-        """Count the time of the ``with`` block; a ``step`` block that ends well is one step."""
-        started = self._now()
+    def phase(self, phase: Phase, *, images: int = 0) -> Iterator[None]:
+        """Count the time of the ``with`` block; a ``step`` block that ends well is one step.
+
+        Args:
+            phase: what is done.
+            images: that are evaluated, times the weights that they are shown to.
+        """
+        started = self._began = self._now()
         self._charge(started)
         self._stack.append(phase)
         self._on_phase(phase)
@@ -68,9 +66,14 @@ class Clock:
             self._on_phase(self._stack[-1] if self._stack else None)
         if phase == "step":
             self._steps += 1
+            self.forecast.add_step(ended - self._step_ended - self._elsewhere)
+            self._step_ended, self._elsewhere = ended, 0.0
         elif phase != "data":
-            self._long_seconds[phase] += ended - started
-            self._long_count[phase] += 1
+            self._elsewhere += ended - started
+            if phase == "evaluation":
+                self.forecast.add_evaluation(images, ended - started)
+            else:
+                self.forecast.add_save(ended - started)
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, with the wait for each counted as data."""
@@ -87,6 +90,7 @@ class Clock:
         """Count a save that ended, and how much of the time in ``save`` was waiting for it."""
         self._written["write"] += write_seconds
         self._written["wait"] += wait_seconds
+        self.forecast.add_write(write_seconds)
 
     def read(self) -> dict[str, float]:
         """The ``perf/`` metrics since the last call, which starts the next interval.
@@ -107,8 +111,6 @@ class Clock:
             values["perf/images_per_second"] = self._steps * self._global_batch / training
             values["perf/step_seconds"] = training / self._steps
             values["perf/data_wait_fraction"] = min(self._seconds["data"] / training, 1.0)
-            self._step_seconds_sum = STEP_MEMORY * self._step_seconds_sum + training
-            self._step_weight = STEP_MEMORY * self._step_weight + self._steps
         self._interval_start = self._mark = now
         self._seconds = _no_seconds()
         self._written = {"wait": 0.0, "write": 0.0}
@@ -116,46 +118,16 @@ class Clock:
         return values
 
     def eta_seconds(self, step: int) -> float | None:
-        """Seconds until the end, after ``step`` steps; None before the first `read`.
-
-        Remaining steps, evaluations and saves, each at the mean of those measured; a kind that was
-        never measured counts nothing.
-        """
-        if self._step_weight == 0:
-            return None
-        seconds = (self._total_steps - step) * self._step_seconds_sum / self._step_weight
-        for phase, every in self._every_steps.items():
-            if every is not None and self._long_count[phase]:
-                mean = self._long_seconds[phase] / self._long_count[phase]
-                seconds += mean * self._remaining(step, every)
-        return seconds
-
-    def state(self) -> dict[str, float]:
-        """The means behind the ETA, to be saved with a checkpoint (JSON-able)."""
-        return {
-            "step_seconds_sum": self._step_seconds_sum,
-            "step_weight": self._step_weight,
-            **{f"{phase}_seconds": value for phase, value in self._long_seconds.items()},
-            **{f"{phase}_count": value for phase, value in self._long_count.items()},
-        }
-
-    def load_state(self, state: Mapping[str, float]) -> None:
-        """Take up the means of `state`; the new attempt's own measurements soon outweigh them."""
-        self._step_seconds_sum = state["step_seconds_sum"]
-        self._step_weight = state["step_weight"]
-        for phase in self._long_seconds:
-            self._long_seconds[phase] = state[f"{phase}_seconds"]
-            self._long_count[phase] = int(state[f"{phase}_count"])
+        """Seconds from now until the end, after ``step`` steps; None while nothing is known."""
+        within = self._stack[-1] if self._stack else None
+        return self.forecast.remaining_seconds(
+            step, within=within, elapsed_seconds=self._now() - self._began
+        )
 
     def _charge(self, now: float) -> None:
         if self._stack:
             self._seconds[self._stack[-1]] += now - self._mark
         self._mark = now
-
-    def _remaining(self, step: int, every: int) -> int:
-        due = self._total_steps // every - step // every
-        last_is_extra = self._total_steps % every != 0 and step < self._total_steps
-        return due + int(last_is_extra)
 
 
 def _no_seconds() -> dict[Phase, float]:

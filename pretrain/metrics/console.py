@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 LABELS = {
     "train/loss": "loss {:.4f}",
+    "train/accuracy_fraction": "accuracy {:>5.1%}",
     "train/learning_rate": "lr {:.2e}",
     "train/grad_norm": "grad {:.2f}",
     "perf/images_per_second": "{:>7,.1f} images/s",

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Literal, Self
 
@@ -43,6 +43,9 @@ class Recorder:
         total_steps: steps of the whole run.
         steps_per_epoch: steps in one pass over the data; need not be whole.
 
+    Attributes:
+        eta_seconds: asked for the time until the end after so many steps, whenever that is said.
+
     A disk that takes no more ends nothing: lines wait in memory, and one line says so. Only `sync`
     insists.
 
@@ -68,8 +71,9 @@ class Recorder:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._state: State = "starting"
+        self._evaluated_fraction: float | None = None
         self._progress_time = float("-inf")
-        self._end_time: float | None = None
+        self.eta_seconds: Callable[[int], float | None] = lambda step: None
         self._unsaid_step: int | None = None
         self._last_checkpoint_step = resume_step or None
         self._latest: dict[str, float] = {}
@@ -109,9 +113,7 @@ class Recorder:
             )
         self.progress(resume_step, "starting")
 
-    def write(
-        self, step: int, values: Mapping[str, float], *, eta_seconds: float | None = None
-    ) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of a step: one line in the record and one in the rank log.
 
         A step may be written in several calls with different names. A name recorded at the step
@@ -120,7 +122,6 @@ class Recorder:
         Args:
             step: steps done, from 1; never less than in the call before.
             values: by declared name; a NaN or infinity is recorded as null.
-            eta_seconds: time until the end of the run, where known.
 
         Raises:
             ValueError: an undeclared name, or a step that runs backwards.
@@ -144,14 +145,13 @@ class Recorder:
         stamp = {"step": step, "time": round(time.time(), 3), "attempt": self._attempt}
         self._append(self._metrics, {**stamp, **fresh})
         self._latest.update(fresh)
-        self._expect(eta_seconds)
         self._print(
             console.record_line(
                 step,
                 fresh,
                 total_steps=self._total_steps,
                 epoch=step / self._steps_per_epoch,
-                eta_seconds=eta_seconds,
+                eta_seconds=self.eta_seconds(step),
             )
         )
         self.progress(step, self._state)
@@ -175,22 +175,22 @@ class Recorder:
         step: int,
         state: State,
         *,
-        eta_seconds: float | None = None,
         last_checkpoint_step: int | None = None,
+        evaluated_fraction: float | None = None,
     ) -> None:
         """Say where the run stands, in progress.json; throttled while the state stays the same.
 
         Args:
             step: steps done.
             state: what the run is doing.
-            eta_seconds: time until the end; None keeps the last one known.
             last_checkpoint_step: newest checkpoint; None keeps the last one known.
+            evaluated_fraction: how far the evaluation under way is.
         """
         if not self._writes:
             return
         news = state != self._state or last_checkpoint_step is not None
         self._state = state
-        self._expect(eta_seconds)
+        self._evaluated_fraction = evaluated_fraction
         if last_checkpoint_step is not None:
             self._last_checkpoint_step = last_checkpoint_step
         self._unsaid_step = step
@@ -211,25 +211,21 @@ class Recorder:
             "step": step,
             "total_steps": self._total_steps,
             "epoch": step / self._steps_per_epoch,
+            "epochs": self._total_steps / self._steps_per_epoch,
+            "steps_per_epoch": self._steps_per_epoch,
             "images_per_second": self._latest.get("perf/images_per_second"),
+            "images_per_second_per_device": self._latest.get("perf/images_per_second_per_device"),
+            "data_wait_fraction": self._latest.get("perf/data_wait_fraction"),
             "loss": self._latest.get("train/loss"),
+            "accuracy_fraction": self._latest.get("train/accuracy_fraction"),
             "eval_top1_fraction": self._latest.get("eval/top1_fraction"),
             "probe_top1_fraction": self._latest.get("eval/probe_top1_fraction"),
-            "eta_seconds": self._eta_seconds(),
+            "evaluated_fraction": self._evaluated_fraction,
+            "eta_seconds": 0.0 if self._state == "done" else self.eta_seconds(step),
             "last_checkpoint_step": self._last_checkpoint_step,
             "time": time.time(),
             "attempt": self._attempt,
         }
-
-    def _expect(self, eta_seconds: float | None) -> None:
-        """Keep the moment of the end: what is left until then shrinks while nothing is measured."""
-        if eta_seconds is not None:
-            self._end_time = time.monotonic() + eta_seconds
-
-    def _eta_seconds(self) -> float | None:
-        if self._state == "done":
-            return 0.0
-        return None if self._end_time is None else max(0.0, self._end_time - time.monotonic())
 
     def rewind(self, step: int) -> None:
         """Take back the numbers after a step, whose training begins again from there."""

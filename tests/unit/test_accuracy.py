@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain import dist
-from pretrain.accuracy import every_steps, is_due, measure
+from pretrain.accuracy import images_due, is_due, measure
 from pretrain.config.schema import AugmentConfig, DataConfig, EvalConfig, ProbeConfig
 from pretrain.data.loader import eval_batches
 from pretrain.data.manifest import read_manifest
@@ -28,6 +28,7 @@ def job_of(*, own: int | None = 10, probe_epochs: int | None = 1, **fields: Any)
     )
     plan = SimpleNamespace(
         eval_samples=0 if own is None else 5,
+        probe_samples=3,
         eval_every_steps=own,
         steps_per_epoch=4,
         total_steps=42,
@@ -36,18 +37,18 @@ def job_of(*, own: int | None = 10, probe_epochs: int | None = 1, **fields: Any)
 
 
 @pytest.mark.parametrize(
-    ("own", "probe_epochs", "due", "period"),
+    ("own", "probe_epochs", "due"),
     [
-        (10, None, [10, 20, 30, 40, 42], 10),
-        (None, 3, [12, 24, 36, 42], 12),
-        (10, 3, [10, 12, 20, 24, 30, 36, 40, 42], 10),
-        (None, None, [], None),
+        (10, None, {10: 5, 20: 5, 30: 5, 40: 5, 42: 5}),
+        (None, 3, {12: 3, 24: 3, 36: 3, 42: 3}),
+        (10, 3, {10: 5, 12: 3, 20: 5, 24: 3, 30: 5, 36: 3, 40: 5, 42: 8}),
+        (None, None, {}),
     ],
 )
-def test_each_split_has_its_own_period_and_all_come_last(own, probe_epochs, due, period):
+def test_each_split_has_its_own_period_and_all_come_last(own, probe_epochs, due):
     job = job_of(own=own, probe_epochs=probe_epochs)
-    assert [done for done in range(1, 43) if is_due(job, done)] == due
-    assert every_steps(job) == period
+    assert [done for done in range(1, 43) if is_due(job, done)] == list(due)
+    assert {done: images_due(job, done) for done in due} == due
 
 
 @pytest.fixture

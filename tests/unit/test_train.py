@@ -22,9 +22,7 @@ def parts() -> Any:
 
 
 def test_restoring_lets_go_of_the_checkpoint(parts):
-    reader = MagicMock(
-        state={"engine": {"optimizer_step": 3}, "clock": {}, "meter": {}, "guard": {}}
-    )
+    reader = MagicMock(state={"engine": {"optimizer_step": 3}, "meter": {}, "guard": {}})
     train.restore(parts, reader)
     assert [name for name, _, _ in reader.method_calls] == ["close"]
     parts.engine.load_fragments.assert_called_once_with(

@@ -1,10 +1,9 @@
-"""Time is charged to the right phase, and the end is foretold from what was measured."""
-
-import json
+"""Time is charged to the right phase, and the forecast hears of every step."""
 
 import pytest
 
 from pretrain.metrics.clock import Clock
+from pretrain.metrics.forecast import Evaluated, Forecast
 
 
 class FakeTime:
@@ -23,14 +22,11 @@ def now():
     return FakeTime()
 
 
-def make(now, total_steps=100, evaluate_every_steps=10, save_every_steps=25):
-    return Clock(
-        global_batch=64,
-        total_steps=total_steps,
-        evaluate_every_steps=evaluate_every_steps,
-        save_every_steps=save_every_steps,
-        now=now,
+def make(now, on_phase=lambda phase: None):
+    forecast = Forecast(
+        total_steps=100, global_batch=64, evaluated=[Evaluated(10, 640)], save_every_steps=25
     )
+    return Clock(global_batch=64, forecast=forecast, now=now, on_phase=on_phase)
 
 
 def step(clock, now, data=1.0, compute=3.0):
@@ -97,68 +93,37 @@ def test_a_step_that_raises_is_no_step(now):
     assert "perf/step_seconds" not in clock.read()
 
 
-def test_the_end_counts_remaining_evaluations_and_saves(now):
+def test_the_forecast_hears_of_steps_evaluations_and_saves(now):
     clock = make(now)
     assert clock.eta_seconds(0) is None
-    for _ in range(10):
+    for _ in range(9):
         step(clock, now)
-    clock.read()
-    assert clock.eta_seconds(10) == pytest.approx(90 * 4)
-    with clock.phase("evaluation"):
+        now.sleep(1)  # outside every phase: of the next step
+    with clock.phase("evaluation", images=640):
         now.sleep(30)
-    assert clock.eta_seconds(10) == pytest.approx(90 * 4 + 9 * 30)
     with clock.phase("save"):
         now.sleep(5)
-    assert clock.eta_seconds(10) == pytest.approx(90 * 4 + 9 * 30 + 4 * 5)
-    assert clock.eta_seconds(100) == 0
-
-
-@pytest.mark.parametrize(
-    ("total", "every", "done", "left"), [(95, 10, 0, 10), (95, 10, 90, 1), (95, 10, 95, 0)]
-)
-def test_the_last_step_is_an_evaluation_too(now, total, every, done, left):
-    clock = make(now, total_steps=total, evaluate_every_steps=every)
-    step(clock, now, data=0, compute=0)
-    now.sleep(1)
-    clock.read()
-    without = clock.eta_seconds(done)
-    with clock.phase("evaluation"):
-        now.sleep(1000)
-    assert clock.eta_seconds(done) - without == pytest.approx(1000 * left)
-
-
-def test_without_evaluation_there_is_none_to_wait_for(now):
-    clock = make(now, evaluate_every_steps=None)
     step(clock, now)
-    clock.read()
-    assert clock.eta_seconds(0) == pytest.approx(400)
+    # The evaluation after step 10 is yet to come.
+    assert clock.eta_seconds(10) == pytest.approx(90 * 5 + 10 * 30 + 4 * 5)
 
 
-def test_the_estimate_survives_a_resume_and_then_follows_the_new_machine(now):
+def test_the_time_left_shrinks_during_an_evaluation_but_not_below_what_follows(now):
     clock = make(now)
-    step(clock, now)
-    with clock.phase("evaluation"):
-        now.sleep(30)
-    clock.read()
-    resumed = make(now)
-    resumed.load_state(json.loads(json.dumps(clock.state())))
-    assert resumed.eta_seconds(50) == clock.eta_seconds(50) == pytest.approx(50 * 4 + 5 * 30)
-    for _ in range(60):
-        step(resumed, now, data=0, compute=1)
-        resumed.read()
-    assert resumed.eta_seconds(50) == pytest.approx(50 * 1 + 5 * 30, rel=0.02)
+    for _ in range(10):
+        step(clock, now)
+    before = clock.eta_seconds(10)
+    with clock.phase("evaluation", images=640):
+        now.sleep(10)
+        assert clock.eta_seconds(10) == pytest.approx(before - 10)
+        now.sleep(1000)
+        # Reckoned from the training rate: 640 images at a third of 4 s for 64.
+        assert clock.eta_seconds(10) == pytest.approx(before - 640 / 64 * 4 / 3)
 
 
 def test_every_phase_is_announced_and_so_is_its_end(now):
     seen = []
-    clock = Clock(
-        global_batch=8,
-        total_steps=10,
-        evaluate_every_steps=None,
-        save_every_steps=5,
-        now=now,
-        on_phase=seen.append,
-    )
+    clock = make(now, seen.append)
     with clock.phase("step"):
         for _ in clock.waiting([1]):
             pass

@@ -135,46 +135,49 @@ def test_events_are_history_and_stay(run, record, capsys):
 
 def test_every_record_is_one_console_line(record, capsys):
     with record() as recorder:
-        recorder.write(10, loss(10), eta_seconds=61)
+        recorder.write(10, loss(10))
+        recorder.eta_seconds = {20: 61.0}.get
         recorder.write(20, loss(20))
     out = capsys.readouterr().out.splitlines()
     assert out == [
-        "epoch   0.40  step  10/100  loss 1.0000  eta 1:01",
-        "epoch   0.80  step  20/100  loss 0.5000",
+        "epoch   0.40  step  10/100  loss 1.0000",
+        "epoch   0.80  step  20/100  loss 0.5000  eta 1:01",
     ]
-
-
-def test_the_time_left_shrinks_while_nothing_is_measured(run, record, monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr("pretrain.metrics.recorder.time.monotonic", lambda: clock[0])
-    with record() as recorder:
-        recorder.write(10, loss(10), eta_seconds=60)
-        clock[0] += 15
-        recorder.progress(10, "evaluating")
-        assert run.read_progress()["eta_seconds"] == 45
-        clock[0] += 100
-        recorder.progress(10, "saving")
-        assert run.read_progress()["eta_seconds"] == 0
 
 
 def test_progress_says_where_the_run_stands(run, record):
     with record(attempt=2, resume_step=40) as recorder:
         assert run.read_progress()["state"] == "starting"
         assert run.read_progress()["last_checkpoint_step"] == 40
+        recorder.eta_seconds = {50: 9.5}.get
         recorder.progress(40, "training")
-        recorder.write(50, {**loss(50), "perf/images_per_second": 123.0}, eta_seconds=9.5)
+        measured = {
+            "train/accuracy_fraction": 0.5,
+            "perf/images_per_second": 123.0,
+            "perf/images_per_second_per_device": 61.5,
+            "perf/data_wait_fraction": 0.25,
+        }
+        recorder.write(50, loss(50) | measured)
+        recorder.progress(50, "evaluating", evaluated_fraction=0.25)
+        assert run.read_progress()["evaluated_fraction"] == 0.25
         recorder.write(50, {"eval/top1_fraction": 0.75})
         recorder.progress(50, "saving", last_checkpoint_step=50)
         standing = run.read_progress()
         assert standing.pop("time") > 1e9
-        assert 0 < standing.pop("eta_seconds") <= 9.5
         assert standing == {
             "state": "saving",
             "step": 50,
             "total_steps": 100,
             "epoch": 2.0,
+            "epochs": 4.0,
+            "steps_per_epoch": 25,
             "images_per_second": 123.0,
+            "images_per_second_per_device": 61.5,
+            "data_wait_fraction": 0.25,
             "loss": 0.2,
+            "accuracy_fraction": 0.5,
+            "evaluated_fraction": None,
+            "eta_seconds": 9.5,
             "eval_top1_fraction": 0.75,
             "probe_top1_fraction": None,
             "last_checkpoint_step": 50,
