@@ -26,7 +26,6 @@ from pretrain.metrics.clock import Clock
 from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
-from pretrain.metrics.report.page import write_report
 from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak
@@ -298,14 +297,12 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
 
 
 def finish(parts: Parts) -> None:
-    """Export the weights and write the report."""
+    """Export the weights."""
     job = parts.job
     weights = parts.engine.full_weights(job.config.ema.given)
     if job.world.rank == 0:
         export(job, weights)
         parts.recorder.event("exported", directory=str(job.run.export_dir))
-        parts.recorder.sync()
-        write_report(job.run, "done")
     if parts.device.type == "cuda":
         peak_gib = peak_memory_gib(parts.device)
         parts.recorder.event("memory", **compare_with_peak(job.plan.memory, peak_gib))

@@ -250,6 +250,9 @@ class LogConfig(Section):
 
     every_steps: PositiveInt = 10
     """Steps between records; also the only routine wait for the device."""
+    report_seconds: NonNegativeFloat = 300.0
+    """Least time between two versions of report.html while the run trains; 0 writes it at the end
+    only."""
 
 
 class WandbConfig(Section):

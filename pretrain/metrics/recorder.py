@@ -15,6 +15,7 @@ from pretrain.metrics import console
 from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain
 from pretrain.metrics.mirror.mirror import WandbMirror
 from pretrain.metrics.names import METRICS, check_declared
+from pretrain.metrics.report.process import Refresher
 from pretrain.run_directory import RunDirectory
 
 State = Literal["starting", "training", "evaluating", "saving", "done", "stopped"]
@@ -32,7 +33,7 @@ class Recorder:
     events.jsonl is history and is never cut: ``{"time", "attempt", "event", field: value…}``.
 
     Weights & Biases mirrors metrics.jsonl from a process of its own; if it fails, one warning and
-    one event say so.
+    one event say so. So it is with report.html, which is renewed beside training.
 
     Args:
         run: the run's directory, which must exist.
@@ -81,8 +82,11 @@ class Recorder:
         self._recorded: set[str] = set()
         self._waiting = False
         self._mirror: WandbMirror | None = None
+        self._reports: Refresher | None = None
+        self._report_failed = False
         if self._writes:
             self._open(resume_step)
+            self._reports = Refresher(run, config.log.report_seconds)
 
     def _open(self, resume_step: int) -> None:
         config = self._config
@@ -156,6 +160,7 @@ class Recorder:
         )
         self.progress(step, self._state)
         self._watch_mirror()
+        self._refresh_report(evaluated=any(name.startswith("eval/") for name in fresh))
 
     def event(self, kind: str, **fields: object) -> None:
         """Record that something happened: a start, a stop, a refusal, a bad sample.
@@ -254,6 +259,8 @@ class Recorder:
             return
         if self._unsaid_step is not None:  # after an error: how far it came
             self._stand(self._unsaid_step)
+        if self._reports is not None:
+            self._reports.close()
         self._close_files()
         self._writes = False
 
@@ -294,6 +301,15 @@ class Recorder:
         if problem is not None:
             self._mirror = None
             self.event("wandb_failed", reason=problem, consequence="metrics.jsonl is complete")
+
+    def _refresh_report(self, *, evaluated: bool) -> None:
+        if self._reports is None:
+            return
+        self._reports.refresh(evaluated=evaluated)
+        problem = self._reports.problem()
+        if problem is not None and not self._report_failed:
+            self._report_failed = True
+            self.event("report_failed", reason=problem, consequence="it is tried again")
 
     @staticmethod
     def _print(line: str) -> None:

@@ -19,6 +19,16 @@ Records = Sequence[Mapping[str, Any]]
 _WRITTEN_LATER = "attempt_explained"
 """An event that the next attempt writes about the one before: no sign of its life."""
 
+_LEDGER = ("start", "end")
+_STATES = {
+    "give_up": "failed",
+    "stop": "stopped",
+    "restart": "waiting",
+    "requeue": "waiting",
+    "resubmit": "waiting",
+}
+"""What a run is whose newest attempt ended so, by what the supervisor went on to do."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -98,8 +108,9 @@ class Facts:
 
     @property
     def state(self) -> str:
-        """What the run is doing, by its own word."""
-        return str(self.progress.get("state"))
+        """What the run is doing: by the supervisor's word where it spoke last, else by its own."""
+        last = next((line for line in reversed(self.ledger) if line.get("event") in _LEDGER), {})
+        return _STATES.get(str(last.get("next"))) or str(self.progress.get("state"))
 
     @cached_property
     def series(self) -> dict[str, Series]:
@@ -169,21 +180,14 @@ class Facts:
         return Series(np.array(steps), np.maximum.accumulate(np.array(hours, dtype=float)))
 
 
-def read_facts(run: RunDirectory, state: str | None = None) -> Facts:
-    """Read a run.
-
-    Args:
-        run: its directory.
-        state: what to say of it; None takes progress.json's word.
-    """
+def read_facts(run: RunDirectory) -> Facts:
+    """Read a run."""
     records = [
         line
         for line in _lines(run.metrics_path)
         if type(line.get("step")) is int and type(line.get("time")) in (int, float)
     ]
     progress = _object(run.progress_path) or {"state": "not started"}
-    if state is not None:
-        progress["state"] = state
     return Facts(
         run=run,
         records=records,

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
-from pretrain.files import replace_text
 from pretrain.metrics.report.classes import classes
 from pretrain.metrics.report.elements import anchor, code, escape, note, picture, section
 from pretrain.metrics.report.facts import Facts, read_facts, text_of
@@ -31,29 +29,12 @@ _DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, 
 """What comes of files that hold something else than they should."""
 
 
-def write_report(run: RunDirectory, state: str | None = None) -> Path:
-    """Write the report of a run as it stands, replacing an earlier one; rank zero, or any tool.
-
-    Args:
-        run: the run's directory.
-        state: what to say of it; None takes progress.json's word.
-
-    Returns:
-        Its path.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    replace_text(run.report_path, report_html(run, state))
-    return run.report_path
-
-
-def report_html(run: RunDirectory, state: str | None = None) -> str:
-    """The report of a run as text: UTF-8 HTML without any outside reference.
+def report_html(run: RunDirectory) -> str:
+    """The report of a run as it stands: UTF-8 HTML without any outside reference.
 
     Files that are not there yet leave their section out; one that is damaged leaves a line instead.
     """
-    facts = read_facts(run, state)
+    facts = read_facts(run)
     parts: list[tuple[str, Callable[[], str], bool]] = [
         ("Curves", lambda: _curves(facts), False),
         ("Where the time went", lambda: time_totals(facts), False),

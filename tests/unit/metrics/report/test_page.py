@@ -8,7 +8,7 @@ import pytest
 from recorded_runs import add_checkpoint, add_pictures, fill, make_run
 
 from pretrain.metrics.jsonl import LineWriter
-from pretrain.metrics.report.page import report_html, write_report
+from pretrain.metrics.report.page import report_html
 from pretrain.metrics.report.tables import ATTEMPTS_MAX, EVENTS_PER_KIND_MAX
 
 VOID = {"meta", "br", "link", "img", "path", "use"}
@@ -69,7 +69,7 @@ def finished(run):
                 {"time": 1500.0, "attempt": 1, "event": "bad_sample", "key": f"<b>{number}</b>"}
             )
     run.progress_path.write_text(
-        json.dumps({"state": "saving", "step": 200, "total_steps": 200, "epoch": 8, "attempt": 2})
+        json.dumps({"state": "done", "step": 200, "total_steps": 200, "epoch": 8, "attempt": 2})
     )
     run.environment_path.write_text(json.dumps({"command": ["python", "-m", "x", "a b"]}))
     run.attempts_path.write_text(
@@ -87,7 +87,7 @@ def no_drawing(monkeypatch):
 
 @pytest.mark.usefixtures("no_drawing")
 def test_the_headline_is_the_run(finished):
-    page = parse(report_html(finished, state="done"))
+    page = parse(report_html(finished))
     for part in (
         "tiny done",
         "top-1 75.00% best 81.25%, step 100",
@@ -106,7 +106,7 @@ def test_a_probe_has_its_own_tile_and_table(finished):
     with LineWriter(finished.metrics_path) as metrics:
         of_probe = {f"eval/probe_{name}": value for name, value in measured.items()}
         metrics.append({"step": 200, "time": 2300.0, "attempt": 2, **of_probe})
-    page = parse(report_html(finished, state="done"))
+    page = parse(report_html(finished))
     assert "probe top-1 25.00% best 25.00%, step 200" in page.text
     assert "Evaluations of the probe step top-1 top-5 loss images 200 25.00% 50.00%" in page.text
     assert "top-1 75.00% best 81.25%, step 100" in page.text
@@ -114,7 +114,7 @@ def test_a_probe_has_its_own_tile_and_table(finished):
 
 @pytest.mark.usefixtures("no_drawing")
 def test_tables_hold_evaluations_attempts_and_events(finished):
-    page = parse(report_html(finished, state="done"))
+    page = parse(report_html(finished))
     assert "100 81.25% 96.00% 0.5000 500" in page.text
     assert "200 75.00% 96.00% not finite 500" in page.text
     assert "crashed rank 1" in page.text
@@ -130,7 +130,7 @@ def test_config_and_command_are_there(finished):
     assert "python -m x 'a b'" in page.text
     assert "variant: swin_t" in page.text
     assert "Cross-entropy against the mixed and smoothed targets." in page.text
-    assert "tiny saving" in page.text
+    assert "tiny done" in page.text
 
 
 def test_all_is_drawn_and_nothing_is_loaded_from_anywhere(finished):
@@ -171,17 +171,6 @@ def test_damaged_files_cost_their_section_only(finished, damage):
     with finished.metrics_path.open("ab") as file:
         file.write(damage)
     assert "top-1 75.00%" in parse(report_html(finished)).text
-
-
-@pytest.mark.usefixtures("no_drawing")
-def test_writing_replaces_the_old_report_whole(finished):
-    assert write_report(finished) == finished.report_path
-    first = finished.report_path.read_text()
-    write_report(finished, state="done")
-    second = finished.report_path.read_text()
-    assert second != first
-    assert second.startswith("<!doctype html>")
-    assert not list(finished.path.glob("report*.tmp"))
 
 
 @pytest.fixture(scope="module")
