@@ -84,6 +84,7 @@ def train(job: Job) -> str:
             resume_step=first_step,
             total_steps=job.plan.total_steps,
             steps_per_epoch=job.plan.steps_per_epoch,
+            facts=job.facts(),
         ) as recorder:
             for refusal in refusals:
                 recorder.event("checkpoint_refused", reason=refusal)

@@ -38,6 +38,8 @@ from launch.supervise.srun import SlurmRanks
 from launch.supervise.watch import StopRequest, name_culprit, watch
 from pretrain.errors import LaunchError, PretrainError
 from pretrain.files import replace_text
+from pretrain.metrics.alerts import end_text
+from pretrain.metrics.mirror.mirror import send_the_rest
 from pretrain.metrics.report.process import write_at_end
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
@@ -190,7 +192,18 @@ class _Supervisor:
         self._report(next_action)
         if next_action == "done":
             return EXIT_DONE
+        if next_action in ("give_up", "stop"):
+            self._end_mirror()
         return EXIT_FAILED if next_action == "give_up" else EXIT_STOPPED
+
+    def _end_mirror(self) -> None:
+        """Let Weights & Biases have what attempts that ended badly could not send."""
+        if read_attempts(self._run)[-1].outcome == "stopped":
+            return  # rank zero sent all there is
+        python = python_of_ranks(self._config)
+        problem = send_the_rest(self._run, EXIT_FAILED, python=python)
+        if problem is not None:
+            self._say(f"Weights & Biases: the end of the run was not sent: {problem}")
 
     def _last_number(self) -> int:
         """Number of the newest attempt, those made without a supervisor included."""
@@ -214,7 +227,11 @@ class _Supervisor:
         found = findings(self._run, last, traces)
         if found:
             append_finding(self._run, last.number, **found)
-            self._say(f"attempt {last.number}: {found.get('reason', found['cause'])}")
+            reason = found.get("reason", found["cause"])
+            self._say(f"attempt {last.number}: {reason}")
+            if last.outcome is None:
+                said = end_text(last.number, reason, "it goes on now")
+                tell(self._run, last.number, "alert", about="failure", text=said)
 
     def _attempt(self, number: int) -> Next:
         run = self._run
@@ -339,6 +356,9 @@ class _Supervisor:
             lost_steps=lost_steps(step, saved),
         )
         self._say(f"attempt {number}: {decision.reason}; {NEXT_IN_WORDS[decision.next]}")
+        if decision.outcome in ("crashed", "bad_input"):
+            said = end_text(number, decision.reason, NEXT_IN_WORDS[decision.next])
+            tell(run, number, "alert", about="failure", text=said, step=step)
         if decision.next == "give_up":
             self._leave_failure(number, failure)
         return decision.next

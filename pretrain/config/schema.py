@@ -253,6 +253,10 @@ class LogConfig(Section):
     report_seconds: NonNegativeFloat = 300.0
     """Least time between two versions of report.html while the run trains; 0 writes it at the end
     only."""
+    alert_bad_fraction: Fraction = 0.0005
+    """Unreadable images, as a fraction of those of the last 20 records, that are an alert."""
+    alert_data_wait_fraction: Fraction = 0.3
+    """Share of the time that waits for data, in 5 records in a row, that is an alert."""
 
 
 class WandbConfig(Section):
