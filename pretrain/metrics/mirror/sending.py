@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pretrain.metrics.mirror.dashboard import AUGMENTATION, AXES
 from pretrain.metrics.mirror.files import WandbFile
 
-STEP, SAMPLES = "global_step", "samples"
+STEP, SAMPLES = AXES
 """Our own axes: wandb's step begins at 0 again in every offline attempt."""
-IMAGE = "augmentation"
-"""What the model saw in its first step."""
 NOT_SENT = ("step", "time", "attempt")
 DIGEST, ACCURACY = "sha256", "accuracy_fraction"
 """Of a checkpoint or an export, in the metadata of its artifact."""
@@ -46,7 +45,7 @@ def sent_by(files: Iterable[WandbFile]) -> Sent:
             if isinstance(step, int) and step >= sent.step:
                 sent.names = values_of(row).keys() | (sent.names if step == sent.step else set())
                 sent.step = step
-            sent.image = sent.image or any(name.startswith(f"{IMAGE}/") for name in row)
+            sent.image = sent.image or any(name.startswith(f"{AUGMENTATION}/") for name in row)
         sent.alerts.update(file.alerts)
         for artifact in file.artifacts:
             sent.digests.add(str(artifact["metadata"].get(DIGEST)))

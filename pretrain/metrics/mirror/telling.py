@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.metrics.alerts import TITLES
-from pretrain.metrics.mirror.sending import ACCURACY, DIGEST, IMAGE, Sent, alert_text
+from pretrain.metrics.mirror.dashboard import AUGMENTATION
+from pretrain.metrics.mirror.sending import ACCURACY, DIGEST, Sent, alert_text
 
 TITLE_LETTERS = 63
 """What wandb takes at most as the title of an alert."""
@@ -55,7 +56,7 @@ class Teller:
             import wandb
 
             self._sent.image = True
-            self._run.log({IMAGE: wandb.Image(str(picture))})
+            self._run.log({AUGMENTATION: wandb.Image(str(picture))})
 
     def tell_all(self) -> None:
         """Send all there is."""
