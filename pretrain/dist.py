@@ -78,6 +78,18 @@ def sum_across_ranks(values: Sequence[float]) -> list[float]:
     return total.tolist()
 
 
+def largest_across_ranks(values: Sequence[float]) -> list[float]:
+    """Return the largest of the ranks' numbers at each position, in float64. Every rank.
+
+    What is not a number counts as infinite.
+    """
+    largest = torch.tensor(list(values), dtype=torch.float64).nan_to_num_(
+        nan=float("inf"), posinf=float("inf"), neginf=float("-inf")
+    )
+    torch_dist.all_reduce(largest, op=torch_dist.ReduceOp.MAX, group=control_group())
+    return largest.tolist()
+
+
 def max_across_ranks(value: int) -> int:
     """Return the largest of the ranks' integers (int64). Every rank."""
     return start_max_across_ranks(value)()

@@ -9,7 +9,7 @@ from torch import Tensor
 from pretrain.augment.masking import MaskedAugment
 from pretrain.augment.pipeline import Augment
 from pretrain.config.schema import RunConfig
-from pretrain.engine.engine import soft_target_cross_entropy
+from pretrain.engine.classification import hits, soft_target_cross_entropy
 from pretrain.models.build import build
 from pretrain.models.masked import MaskedSwin, build_masked, restoration_loss
 from pretrain.models.swin import Swin
@@ -24,12 +24,14 @@ class Objective:
         encoder: the part of it that the run is for: all of it, or what a decoder is put on.
         augment: from a batch of the loader to what `model` takes and what `loss` compares with.
         loss: from the model's outputs and those targets to the loss of each image, fp32 [B].
+        hits: from the same to whether each image's class was found, bool [B]; None without classes.
     """
 
     model: Swin | MaskedSwin
     encoder: Swin
     augment: Augment | MaskedAugment
     loss: Callable[[Tensor, Any], Tensor]
+    hits: Callable[[Tensor, Any], Tensor] | None
 
 
 def objective_of(config: RunConfig) -> Objective:
@@ -44,8 +46,8 @@ def objective_of(config: RunConfig) -> Objective:
     recomputed = config.engine.activation_checkpointing
     if config.masking is None:
         model = build(config.model, recomputed)
-        return Objective(model, model, augment, soft_target_cross_entropy)
+        return Objective(model, model, augment, soft_target_cross_entropy, hits)
     masked = build_masked(config.model, recomputed)
     return Objective(
-        masked, masked.encoder, MaskedAugment(augment, config.masking), restoration_loss
+        masked, masked.encoder, MaskedAugment(augment, config.masking), restoration_loss, None
     )

@@ -17,15 +17,18 @@ from pretrain.checkpoint.resume import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.data.batch import BadSample
 from pretrain.engine.engine import Engine
+from pretrain.engine.step_result import StepResult
 from pretrain.finished import export
 from pretrain.guard import Fault, Guard
 from pretrain.health import check_health
 from pretrain.initial_weights import load_initial_weights
 from pretrain.job import Job
+from pretrain.metrics.activations import Activations
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
+from pretrain.metrics.report.page import write_report
 from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak
@@ -48,6 +51,7 @@ class Parts:
     recorder: Recorder
     clock: Clock
     meter: Meter
+    activations: Activations
     guard: Guard
     saver: Saver
     watchdog: Watchdog
@@ -84,7 +88,6 @@ def train(job: Job) -> str:
             resume_step=first_step,
             total_steps=job.plan.total_steps,
             steps_per_epoch=job.plan.steps_per_epoch,
-            facts=job.facts(),
         ) as recorder:
             for refusal in refusals:
                 recorder.event("checkpoint_refused", reason=refusal)
@@ -131,19 +134,7 @@ def connect(
         load_initial_weights(job, objective.encoder, recorder)
     if config.engine.compile:
         compile_blocks(objective.model)
-    engine = Engine(
-        objective.model,
-        engine=config.engine,
-        optim=config.optim,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        device=device,
-        world=job.world,
-        undecayed=objective.model.no_weight_decay_names(),
-        depths=objective.model.layer_depths(),
-        average=config.ema,
-        loss=objective.loss,
-    )
+    engine = engine_of(job, objective, device)
     meter = Meter()
     clock = Clock(
         global_batch=plan.global_batch,
@@ -168,11 +159,32 @@ def connect(
         recorder=recorder,
         clock=clock,
         meter=meter,
+        activations=Activations(objective.encoder.layers),
         guard=guard,
         saver=Saver(job, store, engine, recorder, clock, meter, guard),
         watchdog=watchdog,
         stop=stop,
         steps_done=first_step,
+    )
+
+
+def engine_of(job: Job, objective: Objective, device: torch.device) -> Engine:
+    """Build the engine for what is learnt."""
+    config, plan = job.config, job.plan
+    return Engine(
+        objective.model,
+        engine=config.engine,
+        optim=config.optim,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        device=device,
+        world=job.world,
+        undecayed=objective.model.no_weight_decay_names(),
+        depths=objective.model.layer_depths(),
+        average=config.ema,
+        loss=objective.loss,
+        hits=objective.hits,
+        stages=objective.model.parameter_stages(),
     )
 
 
@@ -204,18 +216,20 @@ def run_steps(parts: Parts) -> str | Fault:
         stream = parts.clock.waiting(batches)
         for step in range(parts.steps_done, plan.total_steps):
             bad_before = len(parts.bad_samples)
-            with parts.clock.phase("step"):
+            done = step + 1
+            last = done == plan.total_steps
+            recorded = last or done % config.log.every_steps == 0
+            with parts.clock.phase("step"), parts.activations.watched(recorded):
                 lr = rate(job, step)
                 made = micro_batches(
                     job, parts.objective.augment, stream, parts.device, step, parts.bad_samples
                 )
-                result = parts.engine.train_step(made, lr)
+                result = parts.engine.train_step(made, lr, sampled=recorded)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)
-            parts.steps_done = done = step + 1
+            parts.steps_done = done
             parts.saver.report(done)
-            last = done == plan.total_steps
-            if done % config.log.every_steps == 0 or last:
-                fault = record(parts, done, lr)
+            if recorded:
+                fault = record(parts, done, lr, result)
                 if fault is not None:
                     return fault
             if is_due(job, done):
@@ -233,15 +247,23 @@ def run_steps(parts: Parts) -> str | Fault:
     return "done"
 
 
-def record(parts: Parts, done: int, lr: float) -> Fault | None:
-    """Write the numbers of the interval that ends after ``done`` steps; say what is wrong there."""
+def record(parts: Parts, done: int, lr: float, result: StepResult) -> Fault | None:
+    """Write the numbers of the interval that ends after ``done`` steps; say what is wrong there.
+
+    Its last step was sampled; ``lr`` is that one's rate and ``result`` what it did.
+    """
     plan = parts.job.plan
     with dist.refusing_together():
         if parts.job.world.rank == 0:
             parts.saver.store.check_owner()
-    interval = parts.meter.read()
-    values = interval.values | parts.clock.read()
+    interval = parts.meter.read(parts.activations.taken())
+    waited = None if result.sample is None else result.sample.communication_seconds
+    values = interval.values | parts.clock.read(None if waited is None else waited())
     values["train/learning_rate"] = lr
+    values["train/weight_decay"] = parts.job.config.optim.weight_decay
+    if result.loss_scale is not None:
+        values["train/loss_scale"] = result.loss_scale
+    values["run/attempt"] = parts.job.attempt
     values["train/epoch"] = done / plan.steps_per_epoch
     values["data/samples_consumed"] = done * plan.global_batch
     values["memory/peak_gib"] = peak_memory_gib(parts.device)
@@ -298,12 +320,14 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
 
 
 def finish(parts: Parts) -> None:
-    """Export the weights."""
+    """Export the weights and write the report."""
     job = parts.job
     weights = parts.engine.full_weights(job.config.ema.given)
     if job.world.rank == 0:
         export(job, weights)
         parts.recorder.event("exported", directory=str(job.run.export_dir))
+        parts.recorder.sync()
+        write_report(job.run, "done")
     if parts.device.type == "cuda":
         peak_gib = peak_memory_gib(parts.device)
         parts.recorder.event("memory", **compare_with_peak(job.plan.memory, peak_gib))

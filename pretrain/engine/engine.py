@@ -2,25 +2,28 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 import torch.distributed as torch_dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.engine import EngineConfig, OptimConfig
 from pretrain.config.schema import EmaConfig
 from pretrain.dist import control_group, gather_objects
 from pretrain.engine import ema, runtime, shards
+from pretrain.engine.classification import soft_target_cross_entropy
 from pretrain.engine.digest import digest
 from pretrain.engine.lamb import Lamb
 from pretrain.engine.loss_scale import LossScale
 from pretrain.engine.nvidia_apex import use_fused_layer_norms
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.engine.param_groups import parameter_groups
+from pretrain.engine.step_result import Sample, StepResult
+from pretrain.engine.updates import Updates
+from pretrain.engine.waits import Waits
 from pretrain.engine.zero_config import zero_config
 from pretrain.errors import EngineError
 from pretrain.world import World
@@ -29,37 +32,6 @@ Which = Literal["raw", "ema"]
 """The weights as they are trained, or their average."""
 Values = Tensor | tuple[Tensor, ...]
 """One or more tensors whose first axis is the images of a micro-batch."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did.
-
-    Attributes:
-        loss_sum: fp32 scalar on the device, the sum of the per-image losses of this rank.
-        images: images this rank saw in the step.
-        grad_norm: L2 norm of the global gradient before clipping, the same on every rank; inf
-            where the step was skipped.
-        skipped: the gradient was not finite somewhere, and no rank changed anything.
-    """
-
-    loss_sum: Tensor
-    images: int
-    grad_norm: float | Tensor
-    skipped: bool
-
-
-def soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of each image in fp32.
-
-    Args:
-        logits: [B, Y], any float type.
-        targets: [B, Y] float, rows that sum to 1.
-
-    Returns:
-        fp32 [B].
-    """
-    return -(targets.float() * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
 
 
 class Engine:
@@ -82,6 +54,8 @@ class Engine:
         average: the moving average that is kept beside the weights; None, or one without a decay,
             keeps none.
         loss: from the model's outputs and the targets of a micro-batch to fp32 [B].
+        hits: from the same to bool [B], what is counted beside the loss; None counts nothing.
+        stages: stage of each parameter by name, from 0, whose updates sampled steps measure.
 
     Raises:
         EngineError: the model has frozen parameters, parameters without a depth where one is
@@ -102,9 +76,12 @@ class Engine:
         depths: Mapping[str, int] | None = None,
         average: EmaConfig | None = None,
         loss: Callable[[Tensor, Any], Tensor] = soft_target_cross_entropy,
+        hits: Callable[[Tensor, Any], Tensor] | None = None,
+        stages: Mapping[str, int] | None = None,
     ) -> None:
         self._world = world
         self._loss = loss
+        self._hits = hits
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._device = device
@@ -130,6 +107,7 @@ class Engine:
             config=zero_config(engine, optim, micro_batch, accumulation, pin_memory=pin_memory),
         )[0]
         shards.check_known(self._zero)
+        shards.check_communication()
         flats = shards.flats(self._zero)
         if isinstance(optimizer, Lamb):
             group = self._group if engine.offload == "none" else control_group()
@@ -137,8 +115,15 @@ class Engine:
         self._ema: ema.Ema | None = None
         if average is not None and average.decay is not None:
             self._ema = ema.Ema(flats, average)
+        self._updates = Updates(shards.pieces(self._zero), stages or {})
 
-    def train_step(self, micro_batches: Iterable[tuple[Values, Values]], lr: float) -> StepResult:
+    def train_step(
+        self,
+        micro_batches: Iterable[tuple[Values, Values]],
+        lr: float,
+        *,
+        sampled: bool = False,
+    ) -> StepResult:
         """Take one optimizer step on the mean loss of the global batch. Every rank.
 
         Exactly ``accumulation`` micro-batches are drawn, each only when the one before it is done:
@@ -150,21 +135,38 @@ class Engine:
                 Classification: images, float [B, C, H, W], and targets, float [B, Y] with rows
                 that sum to 1.
             lr: learning rate of this step; a group's own is this times its ``lr_scale``.
+            sampled: look closer, at the cost of some reading; no bit of training changes.
 
         Raises:
             EngineError: too few micro-batches or wrong sizes.
         """
+        if not sampled:
+            return self._train_step(micro_batches, lr)
+        waits = Waits(self._device)
+        self._updates.before()
+        with shards.collectives_through(waits.around):
+            result = self._train_step(micro_batches, lr)
+        # On a GPU, stage 3 gathers and reduces on streams of its own, beside the computation.
+        beside = self._device.type == "cuda" and self._zero.zero_optimization_stage() == 3
+        seconds = None if beside else waits.seconds
+        return replace(result, sample=Sample(self._updates.after(), seconds))
+
+    def _train_step(self, micro_batches: Iterable[tuple[Values, Values]], lr: float) -> StepResult:
         for group in self._zero.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
-        if self._loss_scale is not None:
-            shards.set_loss_scale(self._zero, self._loss_scale.scale)
+        scale = None if self._loss_scale is None else self._loss_scale.scale
+        if scale is not None:
+            shards.set_loss_scale(self._zero, scale)
         self._zero.train()
-        loss_sum = torch.zeros((), dtype=torch.float32, device=self._device)
+        loss_sum, hit_sum = torch.zeros(2, dtype=torch.float32, device=self._device)
         drawn = 0
         for inputs, targets in islice(micro_batches, self._accumulation):
             self._check_size(inputs, targets)
-            losses = self._loss(self._zero(*_each(inputs)), targets)
+            outputs = self._zero(*_each(inputs))
+            losses = self._loss(outputs, targets)
             loss_sum += losses.detach().sum()
+            if self._hits is not None:
+                hit_sum += self._hits(outputs.detach(), targets).sum()
             self._zero.backward(_spoilt_unless_finite(losses.mean()))
             self._zero.step()  # changes weights after the last micro-batch only
             drawn += 1
@@ -177,7 +179,8 @@ class Engine:
         if applied and self._ema is not None:
             self._ema.update(self._optimizer_step)
         norm = self._zero.get_global_grad_norm() if applied else float("inf")
-        return StepResult(loss_sum, drawn * self._micro_batch, norm, not applied)
+        hits = None if self._hits is None else hit_sum
+        return StepResult(loss_sum, drawn * self._micro_batch, norm, not applied, hits, scale)
 
     def _check_size(self, inputs: Values, targets: Values) -> None:
         sizes = [len(values) for values in (*_each(inputs), *_each(targets))]

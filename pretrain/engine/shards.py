@@ -5,6 +5,8 @@ what is used here before it is used, so that another version of DeepSpeed is ref
 asserts that the pieces of all ranks cover every element of every parameter exactly once.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import ModuleType
@@ -36,6 +38,18 @@ _STAGE_3 = (
 )
 _ANY_STAGE = ("optimizer", "torch_autocast_gradscaler", "override_loss_scale")
 OF_OPTIMIZERS = {1: _ANY_STAGE + _STAGE_1_2, 2: _ANY_STAGE + _STAGE_1_2, 3: _ANY_STAGE + _STAGE_3}
+
+
+COLLECTIVES = (
+    "all_reduce",
+    "reduce",
+    "broadcast",
+    "all_gather",
+    "all_gather_into_tensor",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+)
+"""Methods of its communication backend that ZeRO's steps go through."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,38 @@ def check_known(zero: Any) -> None:
         _expect(mapping, "a parameter's mapping", OF_MAPPINGS)
         for address in (mapping.hp_fragment_address, mapping.lp_fragment_address):
             _expect(address, "a fragment's address", OF_ADDRESSES)
+
+
+def check_communication() -> None:
+    """Refuse a DeepSpeed whose collectives do not go where `collectives_through` looks. Any rank.
+
+    Raises:
+        EngineError: naming what is missing.
+    """
+    from deepspeed.comm import comm
+
+    _expect(comm, "deepspeed.comm.comm", ("cdb",))
+    _expect(comm.cdb, "its backend", COLLECTIVES)
+
+
+@contextmanager
+def collectives_through(
+    around: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """Let what ``around`` returns take the place of each collective inside a ``with`` block.
+
+    Every collective of ZeRO's, of this rank; those of the project go past. Any rank.
+    """
+    from deepspeed.comm import comm
+
+    backend: Any = comm.cdb
+    for name in COLLECTIVES:
+        setattr(backend, name, around(getattr(backend, name)))
+    try:
+        yield
+    finally:
+        for name in COLLECTIVES:
+            delattr(backend, name)  # what is left is the class's own
 
 
 def _expect(thing: object, what: str, names: tuple[str, ...]) -> None:

@@ -92,11 +92,16 @@ class Clock:
         self._written["wait"] += wait_seconds
         self.forecast.add_write(write_seconds)
 
-    def read(self) -> dict[str, float]:
+    def read(self, communication_seconds: float | None = None) -> dict[str, float]:
         """The ``perf/`` metrics since the last call, which starts the next interval.
 
         Call it outside all phases. Without a step in the interval there is nothing to say but the
-        seconds of evaluation and saving.
+        seconds of evaluation and saving. Else the seconds of these two, of waiting for data, of
+        communication and of computing add up to the interval.
+
+        Args:
+            communication_seconds: what one step waited for other ranks; None if nobody knows, and
+                it then counts as computing.
         """
         now = self._now()
         elsewhere = self._seconds["evaluation"] + self._seconds["save"]
@@ -110,7 +115,14 @@ class Clock:
         if self._steps:
             values["perf/images_per_second"] = self._steps * self._global_batch / training
             values["perf/step_seconds"] = training / self._steps
-            values["perf/data_wait_fraction"] = min(self._seconds["data"] / training, 1.0)
+            data = min(self._seconds["data"], training)
+            values["perf/data_wait_fraction"] = data / training
+            values["perf/data_wait_seconds"] = data
+            communication = 0.0
+            if communication_seconds is not None:
+                communication = min(communication_seconds * self._steps, training - data)
+                values["perf/communication_seconds"] = communication
+            values["perf/compute_seconds"] = training - data - communication
         self._interval_start = self._mark = now
         self._seconds = _no_seconds()
         self._written = {"wait": 0.0, "write": 0.0}

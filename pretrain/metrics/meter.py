@@ -1,14 +1,18 @@
 """Sums of training steps, kept on the device until a record is due."""
 
+import math
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pretrain import dist
+from pretrain.metrics.activations import Looked
+from pretrain.metrics.names import of_stages
 
 GIB = 2**30
 
@@ -36,6 +40,25 @@ class Step(Protocol):
         """Whether the step was not applied, the same on every rank."""
         ...
 
+    @property
+    def hits(self) -> Tensor | None:
+        """This rank's images that were hit, scalar on the device; None if nothing counts them."""
+        ...
+
+    @property
+    def sample(self) -> "Sample | None":
+        """What only some steps say."""
+        ...
+
+
+class Sample(Protocol):
+    """What a step that was looked at more closely says about itself."""
+
+    @property
+    def update_squares(self) -> Tensor:
+        """Sums of squares of the step's changes and of the weights: fp64 [2, S] of S stages."""
+        ...
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -56,10 +79,11 @@ class _Step:
     grad_norm: Tensor | float
     images: int
     skipped: bool
+    hits: Tensor | float | None
 
 
 class Meter:
-    """Accumulates steps without waiting for the device; one wait and one collective per record."""
+    """Accumulates steps without waiting for the device; one wait and one sum per record."""
 
     def __init__(self) -> None:
         self._reset()
@@ -67,81 +91,152 @@ class Meter:
     def _reset(self) -> None:
         self._steps: list[_Step] = []
         self._bad_samples = 0
+        self._update_squares: Tensor | None = None
 
     def add(self, step: Step, bad_samples: int = 0) -> None:
         """Add one step of this rank. No host sync, no communication.
 
-        A skipped step's loss and norm are left out: they are what was not finite.
+        A skipped step's numbers are left out: they are what was not finite.
 
         Args:
             step: the step's result.
             bad_samples: images of this rank that could not be read.
         """
         self._bad_samples += bad_samples
+        self._update_squares = None if step.sample is None else step.sample.update_squares
         if step.skipped:
-            self._steps.append(_Step(0.0, 0.0, 0, True))
+            self._steps.append(_Step(0.0, 0.0, 0, True, None if step.hits is None else 0.0))
+            if self._update_squares is not None:
+                self._update_squares = self._update_squares * math.nan
             return
         norm = step.grad_norm
         norm = norm.detach().double() if isinstance(norm, Tensor) else norm
-        self._steps.append(_Step(step.loss_sum.detach().double(), norm, step.images, False))
+        hits = None if step.hits is None else step.hits.detach().double()
+        self._steps.append(_Step(step.loss_sum.detach().double(), norm, step.images, False, hits))
 
-    def read(self) -> Interval:
+    def read(self, looked: Looked | None = None) -> Interval:
         """The interval over all ranks; starts the next.
 
         **Every rank** calls it, at the same step. Waits for the device once. With no applied step
-        in the interval, loss and norm are NaN.
+        in the interval, loss, accuracy and norm are NaN; so are the updates of a last step that was
+        sampled but not applied.
+
+        Args:
+            looked: at activations in the last step; None leaves those out.
         """
-        rows, bad_samples = self._over_all_ranks()
+        updates = [] if self._update_squares is None else self._update_squares.flatten().tolist()
+        rows, bad_samples, updates, activations = self._over_all_ranks(updates, _squares(looked))
         self._reset()
         applied = [row for row in rows if not row[_SKIPPED]]
-        images = sum(row[_IMAGES] for row in applied)
-        nan = float("nan")
+        values = {
+            "train/loss": _ratio(sum(row[_LOSS] for row in applied), _images(applied)),
+            "train/grad_norm": _ratio(sum(row[_NORM] for row in applied), len(applied)),
+            "train/skipped_steps": float(len(rows) - len(applied)),
+            "data/bad_samples": bad_samples,
+        }
+        if any(row[_HITS] is not None for row in rows):
+            counted = [row for row in applied if row[_HITS] is not None]
+            hits = sum(row[_HITS] for row in counted)
+            values["train/accuracy_fraction"] = _ratio(hits, _images(counted))
+        values |= _by_stage("train/update_ratio", _root_ratios(updates))
+        values |= _by_stage("train/activation_rms", _root_ratios(activations))
+        if looked is not None:
+            largest = dist.largest_across_ranks(_to_host(looked.maxima))
+            values |= _by_stage("train/activation_max", largest)
         return Interval(
-            {
-                "train/loss": sum(row[_LOSS] for row in applied) / images if images else nan,
-                "train/grad_norm": (
-                    sum(row[_NORM] for row in applied) / len(applied) if applied else nan
-                ),
-                "train/skipped_steps": float(len(rows) - len(applied)),
-                "data/bad_samples": bad_samples,
-            },
-            [None if row[_SKIPPED] else row[_LOSS] / row[_IMAGES] for row in rows],
+            values, [None if row[_SKIPPED] else row[_LOSS] / row[_IMAGES] for row in rows]
         )
 
     def state(self) -> dict[str, Any]:
         """The unfinished interval over all ranks, to be saved with a checkpoint.
 
-        **Every rank** calls it. JSON-able; independent of the number of ranks.
+        **Every rank** calls it. JSON-able; independent of the number of ranks. What is sampled is
+        of a step that a record follows at once, and is not saved.
         """
-        rows, bad_samples = self._over_all_ranks()
+        rows, bad_samples, _, _ = self._over_all_ranks([], [])
         return {"steps": rows, "bad_samples": bad_samples}
 
     def load_state(self, state: Mapping[str, Any], rank: int) -> None:
-        """Take up an unfinished interval. **Every rank** calls it; rank zero carries the sums."""
-        self._reset()
-        for loss, images, norm, skipped in state["steps"]:
-            first = rank == 0
-            self._steps.append(
-                _Step(loss if first else 0.0, norm, int(images) if first else 0, bool(skipped))
-            )
-        self._bad_samples = int(state["bad_samples"]) if rank == 0 else 0
+        """Take up an unfinished interval. **Every rank** calls it; rank zero carries the sums.
 
-    def _over_all_ranks(self) -> tuple[list[list[float]], float]:
-        """A row for each step, and the bad samples; norms are global already, so not summed."""
+        Rows of versions that counted no hits are shorter by those.
+        """
+        self._reset()
+        first = rank == 0
+        for loss, images, norm, skipped, *rest in state["steps"]:
+            hits = rest[0] if rest else None
+            self._steps.append(
+                _Step(
+                    loss if first else 0.0,
+                    norm,
+                    int(images) if first else 0,
+                    bool(skipped),
+                    hits if first or hits is None else 0.0,
+                )
+            )
+        self._bad_samples = int(state["bad_samples"]) if first else 0
+
+    def _over_all_ranks(
+        self, updates: Sequence[float], activations: Sequence[float]
+    ) -> tuple[list[list[Any]], float, list[float], list[float]]:
+        """A row for each step, the bad samples, and the sums of both arguments.
+
+        Norms are global already, so not summed.
+        """
         losses = _to_host([step.loss_sum for step in self._steps])
         norms = _to_host([step.grad_norm for step in self._steps])
+        hits = _to_host([0.0 if step.hits is None else step.hits for step in self._steps])
         images = [step.images for step in self._steps]
-        count = len(self._steps)
-        sums = dist.sum_across_ranks([*losses, *images, self._bad_samples])
-        skipped = [float(step.skipped) for step in self._steps]
-        rows = zip(sums[:count], sums[count:-1], norms, skipped, strict=True)
-        return [list(row) for row in rows], sums[-1]
+        losses, images, hits, [bad_samples], updates, activations = _sum_columns(
+            losses, images, hits, [self._bad_samples], updates, activations
+        )
+        rows = [
+            [loss, count, norm, float(step.skipped), None if step.hits is None else hit]
+            for step, loss, count, norm, hit in zip(
+                self._steps, losses, images, norms, hits, strict=True
+            )
+        ]
+        return rows, bad_samples, updates, activations
 
 
-_LOSS, _IMAGES, _NORM, _SKIPPED = range(4)
+_LOSS, _IMAGES, _NORM, _SKIPPED, _HITS = range(5)
 
 
-def _to_host(values: list[Tensor | float]) -> list[float]:
+def _sum_columns(*columns: Sequence[float]) -> list[list[float]]:
+    """Add up columns of numbers over all ranks, in one collective."""
+    sums = iter(dist.sum_across_ranks([value for column in columns for value in column]))
+    return [list(islice(sums, len(column))) for column in columns]
+
+
+def _images(rows: Iterable[Sequence[Any]]) -> float:
+    return sum(row[_IMAGES] for row in rows)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _squares(looked: Looked | None) -> list[float]:
+    """Sums of squares of the stages' activations, then how many numbers those are of."""
+    if looked is None:
+        return []
+    return [norm**2 for norm in _to_host(looked.norms)] + [float(n) for n in looked.elements]
+
+
+def _root_ratios(sums: Sequence[float]) -> list[float]:
+    """Square roots of the ratios of the first half of the numbers to the second."""
+    half = len(sums) // 2
+    return [
+        _ratio(part, whole) ** 0.5 for part, whole in zip(sums[:half], sums[half:], strict=True)
+    ]
+
+
+def _by_stage(prefix: str, values: Sequence[float]) -> dict[str, float]:
+    """The values under their declared names; none without values."""
+    return dict(zip(of_stages(prefix), values, strict=True)) if values else {}
+
+
+def _to_host(values: Sequence[Tensor | float]) -> list[float]:
     """Numbers from host and device, with one wait for the device."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:

@@ -63,6 +63,11 @@ class MaskedSwin(nn.Module):
         last = max(depths.values())
         return {MASK_TOKEN: 0, **depths, "decoder.weight": last, "decoder.bias": last}
 
+    def parameter_stages(self) -> dict[str, int]:
+        """Stage of each parameter that counts to one: the token's the first, the decoder's none."""
+        stages = self.encoder.parameter_stages()
+        return {MASK_TOKEN: 0, **{f"{ENCODER}{name}": stage for name, stage in stages.items()}}
+
 
 def build_masked(
     model: ModelConfig, activation_checkpointing: Sequence[str] = ("none",) * STAGES

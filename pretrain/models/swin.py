@@ -29,6 +29,7 @@ from pretrain.models.variants import (
     Shape,
     fit_window,
     layer_depth,
+    parameter_stage,
     stage_maps,
     trained_windows,
 )
@@ -280,6 +281,11 @@ class Swin(nn.Module):
     def layer_depths(self) -> dict[str, int]:
         """Depth of each parameter for layer-wise decay of the learning rate, see `layer_depth`."""
         return {name: layer_depth(name, self.shape) for name, _ in self.named_parameters()}
+
+    def parameter_stages(self) -> dict[str, int]:
+        """Stage of each parameter that counts to one, see `parameter_stage`."""
+        stages = {name: parameter_stage(name) for name, _ in self.named_parameters()}
+        return {name: stage for name, stage in stages.items() if stage is not None}
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Maps [B, H, W, C] of the four stages for a map of embedded patches, before the norm."""

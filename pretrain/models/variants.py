@@ -212,6 +212,23 @@ def layer_depth(name: str, shape: Shape) -> int:
     return sum(shape.depths[: stage + 1])
 
 
+def parameter_stage(name: str) -> int | None:
+    """Return the stage that a parameter of a Swin counts to, 0 to 3; None for the head's.
+
+    The patch embedding counts to the first, the final norm to the last, what merges patches to the
+    stage whose maps it takes. The head belongs to a task, not to the network.
+
+    Example:
+        >>> parameter_stage("layers.1.blocks.0.norm1.weight"), parameter_stage("norm.bias")
+        (1, 3)
+        >>> parameter_stage("head.weight")
+    """
+    part, *rest = name.split(".")
+    if part == "layers":
+        return int(rest[0])
+    return {"patch_embed": 0, "norm": STAGES - 1}.get(part)
+
+
 def check_image_size(shape: Shape) -> None:
     """Refuse an image size whose maps the windows do not tile: it would train on padding.
 

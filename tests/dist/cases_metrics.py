@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain.evaluate.classification import evaluate
+from pretrain.metrics.activations import Activations, Looked
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.world import World
 
@@ -27,7 +28,14 @@ class Result:
     loss_sum: Tensor
     images: int
     grad_norm: float
+    hits: Tensor
+    sample: "Sample"
     skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    update_squares: Tensor
 
 
 def split_of(world: World) -> list[Batch]:
@@ -59,19 +67,31 @@ def accuracy(world: World) -> list[float]:
     return [result.images, result.top1_fraction, result.top5_fraction, result.loss]
 
 
+def look(world: World) -> Looked | None:
+    """Activations of four stages, larger on rank one."""
+    stages = [torch.nn.Identity() for _ in range(4)]
+    activations = Activations(stages)
+    with activations.watched(True):
+        for number, stage in enumerate(stages):
+            stage(torch.full((2, 3), float(number - 4 * world.rank)))
+    return activations.taken()
+
+
 def means(world: World) -> dict[str, Any]:
     """A split evaluated; steps of uneven ranks metered, in one interval and cut by a resume."""
     whole, before, after = Meter(), Meter(), Meter()
     for number in range(4):
         images = 3 + world.rank + number
-        step = Result(torch.tensor(float(images * (number + 1))), images, grad_norm=2.0 + number)
+        sample = Sample(torch.tensor([[1.0] * 4, [2.0 + 28 * world.rank] * 4]).double())
+        loss, hits = torch.tensor(float(images * (number + 1))), torch.tensor(float(images - 2))
+        step = Result(loss, images, 2.0 + number, hits, sample)
         whole.add(step, bad_samples=world.rank)
         (before if number < 2 else after).add(step, bad_samples=world.rank)
         if number == 1:
             after.load_state(before.state(), world.rank)
     return {
         "accuracy": accuracy(world),
-        "whole": asdict(whole.read()),
-        "resumed": asdict(after.read()),
+        "whole": asdict(whole.read(look(world))),
+        "resumed": asdict(after.read(look(world))),
         "peak_gib": peak_memory_gib(torch.device("cpu")),
     }

@@ -17,7 +17,8 @@ from tiny import (
 from pretrain import dist
 from pretrain.config.engine import EngineConfig, OptimConfig
 from pretrain.config.schema import ModelConfig
-from pretrain.engine.engine import Engine, StepResult
+from pretrain.engine.engine import Engine
+from pretrain.engine.step_result import StepResult
 from pretrain.models.build import build
 from pretrain.world import World
 

@@ -31,10 +31,16 @@ def test_the_meter_weighs_images_over_all_ranks_and_survives_a_resume(means):
     losses = sum(images[rank][number] * (number + 1) for rank in range(2) for number in range(4))
     expected = {
         "train/loss": pytest.approx(losses / sum(map(sum, images))),
+        "train/accuracy_fraction": 1 - 2 * 8 / sum(map(sum, images)),
         "train/grad_norm": 3.5,
         "train/skipped_steps": 0,
         "data/bad_samples": 4,
+        **{f"train/update_ratio_stage_{stage}": 0.25 for stage in range(1, 5)},
     }
+    for stage, (first, second) in enumerate([(0, 4), (1, 3), (2, 2), (3, 1)], 1):
+        rms = ((first**2 + second**2) / 2) ** 0.5
+        expected[f"train/activation_rms_stage_{stage}"] = pytest.approx(rms)
+        expected[f"train/activation_max_stage_{stage}"] = max(first, second)
     assert means["whole"]["values"] == expected
     assert means["whole"]["losses"] == pytest.approx([1, 2, 3, 4])
     assert means["resumed"] == means["whole"]

@@ -67,7 +67,7 @@ def train(config: Path, *overrides: str, ranks: int = 1) -> str:
 def records(run: Path) -> list[dict]:
     """The record without what differs between any two runs: times and memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    measured = ("time", "attempt", "perf/", "memory/")
+    measured = ("time", "attempt", "run/", "perf/", "memory/")
     return [
         {key: value for key, value in line.items() if not key.startswith(measured)}
         for line in lines

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.engine.engine import soft_target_cross_entropy
+from pretrain.engine.classification import soft_target_cross_entropy
 
 
 def test_hard_targets_are_ordinary_cross_entropy():

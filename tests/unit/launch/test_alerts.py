@@ -1,32 +1,30 @@
-"""Alarming events reach whoever watches, once each, whatever else the file holds."""
-
 import json
+from pathlib import Path
 
 from launch.look_after.alerts import Alerts
 
 
-def append(path, *events):
+def append(path: Path, text: str) -> None:
     with path.open("a") as file:
-        file.writelines(json.dumps(event) + "\n" for event in events)
+        file.write(text)
 
 
-def test_only_new_alarming_events_are_told(tmp_path):
+def test_tells_what_is_new_once_and_whole(tmp_path):
     path = tmp_path / "events.jsonl"
-    append(path, {"event": "alert", "about": "rewind", "text": "old"})
+    append(path, json.dumps({"event": "checkpoint_failed", "step": 1, "reason": "history"}) + "\n")
     alerts = Alerts(path)
     assert alerts.news() == []
-    append(path, {"event": "started"}, {"event": "alert", "about": "bad_samples", "text": "a\nb"})
-    with path.open("a") as file:
-        file.write('not json\n{"event": "alert", "about": "rewi')
-    assert alerts.news() == ["a b"]
+    append(path, json.dumps({"event": "started", "step": 0}) + "\nnot json\n[]\n")
+    line = json.dumps({"event": "checkpoint_failed", "step": 8, "reason": "two\nlines"})
+    append(path, line[:20])
     assert alerts.news() == []
-    with path.open("a") as file:
-        file.write('nd", "text": "back"}\n')
-    assert alerts.news() == ["back"]
+    append(path, line[20:] + "\n")
+    assert alerts.news() == ["no checkpoint of step 8, training goes on: two lines"]
+    assert alerts.news() == []
 
 
-def test_how_an_attempt_ended_is_left_to_the_ledger(tmp_path):
+def test_a_run_without_events_has_none(tmp_path):
     alerts = Alerts(tmp_path / "events.jsonl")
     assert alerts.news() == []
-    append(tmp_path / "events.jsonl", {"event": "alert", "about": "failure", "text": "died"})
-    assert alerts.news() == []
+    append(tmp_path / "events.jsonl", '{"event": "checkpoint_refused", "reason": "rot"}\n')
+    assert alerts.news() == ["a checkpoint was refused: rot"]

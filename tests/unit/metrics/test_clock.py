@@ -49,6 +49,28 @@ def test_waiting_inside_a_step_counts_as_data(now):
     assert values["perf/images_per_second"] == pytest.approx(64 / 4)
 
 
+SPLIT = ("data_wait", "communication", "compute", "evaluation", "save")
+
+
+@pytest.mark.parametrize(
+    ("waited", "expected"), [(0.5, (2, 1.0, 9)), (None, (2, 0, 10)), (1e9, (2, 10, 0))]
+)
+def test_five_parts_add_up_to_the_interval(now, waited, expected):
+    clock = make(now)
+    for _ in range(2):
+        step(clock, now)
+    with clock.phase("evaluation"):
+        now.sleep(50)
+    with clock.phase("save"):
+        now.sleep(7)
+    now.sleep(4)
+    values = clock.read(waited)
+    assert ("perf/communication_seconds" in values) == (waited is not None)
+    parts = [values.get(f"perf/{part}_seconds", 0) for part in SPLIT]
+    assert parts == pytest.approx([*expected, 50, 7])
+    assert sum(parts) == pytest.approx(2 * 4 + 50 + 7 + 4)
+
+
 def test_evaluation_and_saving_do_not_slow_the_training_rate(now):
     clock = make(now)
     step(clock, now)
