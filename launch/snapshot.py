@@ -1,5 +1,6 @@
 """The source a run uses and the surroundings it was launched from, copied into its directory."""
 
+import hashlib
 import json
 import os
 import platform
@@ -98,6 +99,15 @@ def copy_source(run: RunDirectory, root: Path = ROOT) -> None:
         raise LaunchError(f"{run.code_path}: cannot copy the source: {error}") from None
 
 
+def source_sha256(root: Path = ROOT) -> str:
+    """Digest of the names and contents of all files of a snapshot, hexadecimal."""
+    digest = hashlib.sha256()
+    for name in source_files(root):
+        content = hashlib.sha256((root / name).read_bytes()).hexdigest()
+        digest.update(f"{content}  {name}\n".encode())
+    return digest.hexdigest()
+
+
 def describe_environment(command: Sequence[str], root: Path = ROOT) -> dict[str, Any]:
     """Versions, machine and commit.
 
@@ -117,6 +127,7 @@ def describe_environment(command: Sequence[str], root: Path = ROOT) -> dict[str,
         "nvidia_driver": _nvidia_driver(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "source": str(root),
+        "code_sha256": source_sha256(root),
         "git_commit": commit.strip() if commit else None,
         "git_changed_files": len(changes.splitlines()) if changes is not None else None,
     }

@@ -11,6 +11,7 @@ from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import Manifest, Split
 from pretrain.errors import ConfigError, LaunchError, run_command
 from pretrain.job import Job
+from pretrain.metrics.report.process import write_at_end
 from pretrain.plan.derive import Plan, make_plan
 from pretrain.plan.render import render
 from pretrain.plan.resources import gpus_here, resources_of_world
@@ -145,6 +146,10 @@ def _join(job: Job, *, create: bool) -> int:
     outcome = train(job)
     dist.shutdown()
     if job.world.rank == 0:
+        # At a stop the supervisor writes it, once it has done what cannot wait.
+        problem = write_at_end(job.run) if create or outcome == "done" else None
+        if problem is not None:
+            print(f"no report: {problem}", flush=True)
         print(f"{outcome}: {job.run.path}", flush=True)
     return 0
 

@@ -1,12 +1,15 @@
 """What one process is to do, before torch does anything: a value."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pretrain.config.schema import RunConfig
 from pretrain.data.manifest import Manifest
 from pretrain.evaluate.probe import Probe
+from pretrain.files import read_json
 from pretrain.plan.derive import Plan
 from pretrain.run_directory import RunDirectory
 from pretrain.world import World
@@ -49,6 +52,26 @@ class Job:
     def data_fingerprint(self) -> str:
         """Digest of what is trained on; a run whose data changed must not go on unnoticed."""
         return self.manifest.fingerprint(self.config.data.train_split)
+
+    def facts(self) -> dict[str, Any]:
+        """What tells this run from others beside its config: code, plan, classes and data.
+
+        The code is that which the launcher copied, and nothing where it was started without one.
+        """
+        environment = read_json(self.run.environment_path) or {}
+        code = ("git_commit", "git_changed_files", "code_sha256")
+        return {
+            "code": {name: environment.get(name) for name in code},
+            "plan": json.loads(self.plan.to_json()),
+            "class_order": {
+                "sha256": self.manifest.class_order_sha256,
+                "length": len(self.manifest.classes),
+            },
+            "data_identity": {
+                "fingerprint": self.data_fingerprint,
+                "edition": self.manifest.edition,
+            },
+        }
 
 
 def share_of_cores(cores: int, world: World, environment: Mapping[str, str]) -> int:

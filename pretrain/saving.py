@@ -121,6 +121,9 @@ class Saver:
             if isinstance(saved.error, OwnershipError):
                 raise saved.error
             if saved.error is None:
+                self.recorder.event(
+                    "checkpoint_saved", step=saved.step, directory=str(saved.directory)
+                )
                 self.recorder.progress(done, "training", last_checkpoint_step=saved.step)
             else:
                 self._tell_failure(saved.step, saved.error)

@@ -28,7 +28,6 @@ from pretrain.metrics.clock import Clock
 from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
-from pretrain.metrics.report.page import write_report
 from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.memory import compare_with_peak
@@ -88,6 +87,7 @@ def train(job: Job) -> str:
             resume_step=first_step,
             total_steps=job.plan.total_steps,
             steps_per_epoch=job.plan.steps_per_epoch,
+            facts=job.facts(),
         ) as recorder:
             for refusal in refusals:
                 recorder.event("checkpoint_refused", reason=refusal)
@@ -320,14 +320,12 @@ def save(parts: Parts, done: int, *, must: bool) -> None:
 
 
 def finish(parts: Parts) -> None:
-    """Export the weights and write the report."""
+    """Export the weights."""
     job = parts.job
     weights = parts.engine.full_weights(job.config.ema.given)
     if job.world.rank == 0:
         export(job, weights)
         parts.recorder.event("exported", directory=str(job.run.export_dir))
-        parts.recorder.sync()
-        write_report(job.run, "done")
     if parts.device.type == "cuda":
         peak_gib = peak_memory_gib(parts.device)
         parts.recorder.event("memory", **compare_with_peak(job.plan.memory, peak_gib))

@@ -3,11 +3,6 @@
 import json
 from pathlib import Path
 
-_WORDS = {
-    "checkpoint_failed": "no checkpoint of step {step}, training goes on: {reason}",
-    "checkpoint_refused": "a checkpoint was refused: {reason}",
-}
-
 
 class Alerts:
     """Reads events as they are written, from those on that come after this is made.
@@ -34,9 +29,10 @@ class Alerts:
 
 
 def _say(line: bytes) -> str:
+    """The text of an alert; how an attempt ended is told from the ledger already."""
     try:
         event = json.loads(line)
-        words = _WORDS[event["event"]]
-        return " ".join(words.format_map(event).split())
-    except (ValueError, KeyError, TypeError):
+        alarming = event["event"] == "alert" and event["about"] != "failure"
+        return " ".join(event["text"].split()) if alarming else ""
+    except (ValueError, KeyError, TypeError, AttributeError):
         return ""

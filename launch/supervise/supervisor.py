@@ -38,6 +38,9 @@ from launch.supervise.srun import SlurmRanks
 from launch.supervise.watch import StopRequest, name_culprit, watch
 from pretrain.errors import LaunchError, PretrainError
 from pretrain.files import replace_text
+from pretrain.metrics.alerts import end_text
+from pretrain.metrics.mirror.mirror import send_the_rest
+from pretrain.metrics.report.process import write_at_end
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
 from pretrain.world import node_name
@@ -186,9 +189,21 @@ class _Supervisor:
                 next_action = self._record_end(number, refused, None)
             if next_action != "restart":
                 break
+        self._report(next_action)
         if next_action == "done":
             return EXIT_DONE
+        if next_action in ("give_up", "stop"):
+            self._end_mirror()
         return EXIT_FAILED if next_action == "give_up" else EXIT_STOPPED
+
+    def _end_mirror(self) -> None:
+        """Let Weights & Biases have what attempts that ended badly could not send."""
+        if read_attempts(self._run)[-1].outcome == "stopped":
+            return  # rank zero sent all there is
+        python = python_of_ranks(self._config)
+        problem = send_the_rest(self._run, EXIT_FAILED, python=python)
+        if problem is not None:
+            self._say(f"Weights & Biases: the end of the run was not sent: {problem}")
 
     def _last_number(self) -> int:
         """Number of the newest attempt, those made without a supervisor included."""
@@ -212,7 +227,11 @@ class _Supervisor:
         found = findings(self._run, last, traces)
         if found:
             append_finding(self._run, last.number, **found)
-            self._say(f"attempt {last.number}: {found.get('reason', found['cause'])}")
+            reason = found.get("reason", found["cause"])
+            self._say(f"attempt {last.number}: {reason}")
+            if last.outcome is None:
+                said = end_text(last.number, reason, "it goes on now")
+                tell(self._run, last.number, "alert", about="failure", text=said)
 
     def _attempt(self, number: int) -> Next:
         run = self._run
@@ -337,6 +356,9 @@ class _Supervisor:
             lost_steps=lost_steps(step, saved),
         )
         self._say(f"attempt {number}: {decision.reason}; {NEXT_IN_WORDS[decision.next]}")
+        if decision.outcome in ("crashed", "bad_input"):
+            said = end_text(number, decision.reason, NEXT_IN_WORDS[decision.next])
+            tell(run, number, "alert", about="failure", text=said, step=step)
         if decision.next == "give_up":
             self._leave_failure(number, failure)
         return decision.next
@@ -351,12 +373,33 @@ class _Supervisor:
         said = text(explain_attempt(self._run, "failed", read_attempts(self._run)))
         replace_text(self._run.failure_path, said + "\n")
 
+    def _report(self, last: Next) -> None:
+        """Write the report with the true end of the last attempt; a run that is done has its own.
+
+        A run that never came to a record has nothing to show.
+        """
+        run = self._run
+        if not run.metrics_path.exists():
+            return
+        if last == "done" and _is_newer(run.report_path, run.progress_path):
+            return
+        problem = write_at_end(run)
+        if problem is not None:
+            self._say(f"no report: {problem}")
+
     def _say(self, text: str) -> None:
         stamp = datetime.now().astimezone().isoformat(timespec="seconds")
         print(f"{stamp} {text}", flush=True)
         if self._log_path is not None:
             with self._log_path.open("a", encoding="utf-8") as log:
                 log.write(f"{stamp} {text}\n")
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    try:
+        return path.stat().st_mtime >= other.stat().st_mtime
+    except OSError:
+        return False
 
 
 def _newer(after: int | None, before: int | None) -> bool:

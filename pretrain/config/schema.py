@@ -250,6 +250,13 @@ class LogConfig(Section):
 
     every_steps: PositiveInt = 10
     """Steps between records; also the only routine wait for the device."""
+    report_seconds: NonNegativeFloat = 300.0
+    """Least time between two versions of report.html while the run trains; 0 writes it at the end
+    only."""
+    alert_bad_fraction: Fraction = 0.0005
+    """Unreadable images, as a fraction of those of the last 20 records, that are an alert."""
+    alert_data_wait_fraction: Fraction = 0.3
+    """Share of the time that waits for data, in 5 records in a row, that is an alert."""
 
 
 class WandbConfig(Section):

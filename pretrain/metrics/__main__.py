@@ -1,13 +1,15 @@
 """``python -m pretrain.metrics VERB …``: what can be made of the records of runs."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from pretrain.config.section import Name
-from pretrain.errors import ConfigError, run_command
+from pretrain.errors import ConfigError, LaunchError, run_command
+from pretrain.files import replace_text
 from pretrain.lookup import RUNS_DIR, find_run
 from pretrain.metrics.mirror.dashboard import AXES, STEPS
 
@@ -28,6 +30,12 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write report.html anew")
     report.set_defaults(verb=_report)
     report.add_argument("run", metavar="RUN", help="name of a run, or its directory")
+    report.add_argument(
+        "--beside",
+        type=int,
+        metavar="PID",
+        help="with the lowest priority, and only while the process that started this lives",
+    )
     _add_runs_dir(report)
     dashboard = verbs.add_parser("dashboard", help="save a workspace and a report to wandb")
     dashboard.set_defaults(verb=_dashboard)
@@ -52,9 +60,19 @@ def _add_runs_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from pretrain.metrics.report.page import write_report
+    if options.beside is not None:
+        os.nice(19)
+    from pretrain.metrics.report.page import report_html
 
-    print(write_report(find_run(options.run, Path(options.runs_dir))))
+    run = find_run(options.run, Path(options.runs_dir))
+    html = report_html(run)
+    if options.beside not in (None, os.getppid()):
+        return 0  # the run has ended: whoever writes its last report must not be overwritten
+    try:
+        replace_text(run.report_path, html)
+    except OSError as error:
+        raise LaunchError(f"{run.report_path}: cannot be written: {error.strerror}") from None
+    print(run.report_path)
     return 0
 
 

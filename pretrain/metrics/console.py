@@ -54,7 +54,9 @@ def event_line(kind: str, fields: Mapping[str, object]) -> str:
         >>> event_line("resumed", {"step": 40})
         'resumed: step 40'
     """
-    text = ", ".join(f"{name} {value}" for name, value in fields.items())
+    if kind == "alert":  # its text says the rest
+        fields = {"": fields["text"]}
+    text = ", ".join(f"{name} {value}".lstrip() for name, value in fields.items())
     line = f"{kind.replace('_', ' ')}: {text}" if text else kind.replace("_", " ")
     return "".join(letter if letter.isprintable() else " " for letter in line)
 

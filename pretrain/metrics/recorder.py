@@ -12,9 +12,11 @@ from pretrain.config.schema import RunConfig
 from pretrain.credentials import without_url_secrets
 from pretrain.files import replace_text
 from pretrain.metrics import console
-from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain
+from pretrain.metrics.alerts import Alert, Rules
+from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain, read_lines
 from pretrain.metrics.mirror.mirror import WandbMirror
 from pretrain.metrics.names import METRICS, check_declared
+from pretrain.metrics.report.process import Refresher
 from pretrain.run_directory import RunDirectory
 
 State = Literal["starting", "training", "evaluating", "saving", "done", "stopped"]
@@ -31,8 +33,14 @@ class Recorder:
     ``resume_step``, so that over any number of attempts each step's numbers are there once.
     events.jsonl is history and is never cut: ``{"time", "attempt", "event", field: value…}``.
 
+<<<<<<< HEAD
     Weights & Biases mirrors metrics.jsonl from a process of its own; if it fails, one warning and
-    one event say so.
+    one event say so. So it is with report.html, which is renewed beside training.
+=======
+    What somebody should hear of at once is an event ``alert``, by the rules of
+    `pretrain.metrics.alerts`. Weights & Biases mirrors all of it from a process of its own; if it
+    fails, one warning and one event say so.
+>>>>>>> c2850a4 (Let wandb's own files say what was sent, and tell it alerts, checkpoints and their code)
 
     Args:
         run: the run's directory, which must exist.
@@ -42,6 +50,8 @@ class Recorder:
         resume_step: steps done in the state that training starts from; 0 from scratch.
         total_steps: steps of the whole run.
         steps_per_epoch: steps in one pass over the data; need not be whole.
+        facts: what Weights & Biases shows of the run beside its config, JSON values without
+            secrets.
 
     Attributes:
         eta_seconds: asked for the time until the end after so many steps, whenever that is said.
@@ -63,6 +73,7 @@ class Recorder:
         resume_step: int,
         total_steps: int,
         steps_per_epoch: float,
+        facts: Mapping[str, object] | None = None,
     ) -> None:
         self._writes = rank == 0
         self._run = run
@@ -70,6 +81,7 @@ class Recorder:
         self._attempt = attempt
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
+        self._facts = facts or {}
         self._state: State = "starting"
         self._evaluated_fraction: float | None = None
         self._progress_time = float("-inf")
@@ -81,11 +93,17 @@ class Recorder:
         self._recorded: set[str] = set()
         self._waiting = False
         self._mirror: WandbMirror | None = None
+        self._reports: Refresher | None = None
+        self._report_failed = False
         if self._writes:
             self._open(resume_step)
+<<<<<<< HEAD
+            self._reports = Refresher(run, config.log.report_seconds)
+=======
+            self._mirror = self._start_mirror()
+>>>>>>> c2850a4 (Let wandb's own files say what was sent, and tell it alerts, checkpoints and their code)
 
     def _open(self, resume_step: int) -> None:
-        config = self._config
         cut = cut_back(self._run.metrics_path, resume_step)
         for line in cut.kept:
             self._latest.update(
@@ -94,6 +112,12 @@ class Recorder:
             if line["step"] == resume_step:
                 self._recorded.update(line.keys() & METRICS.keys())
         cut_torn_end(self._run.events_path)
+        self._rules = Rules(
+            bad_fraction=self._config.log.alert_bad_fraction,
+            data_wait_fraction=self._config.log.alert_data_wait_fraction,
+            records=cut.kept,
+            events=read_lines(self._run.events_path),
+        )
         self._metrics = LineWriter(self._run.metrics_path)
         self._events = LineWriter(self._run.events_path)
         if cut.removed or cut.damaged:
@@ -103,15 +127,19 @@ class Recorder:
                 lines_to_come_again=cut.removed,
                 damaged_lines=cut.damaged,
             )
-        if config.wandb.mode != "disabled":
-            self._mirror = WandbMirror(
-                config.wandb,
-                directory=self._run.wandb_dir,
-                metrics_path=self._run.metrics_path,
-                name=config.name,
-                config=without_url_secrets(config.model_dump(mode="json")),
-            )
         self.progress(resume_step, "starting")
+
+    def _start_mirror(self) -> WandbMirror | None:
+        config = self._config
+        if config.wandb.mode == "disabled":
+            return None
+        return WandbMirror(
+            config.wandb,
+            run=self._run,
+            name=config.name,
+            images_per_step=config.batch.global_size,
+            config=without_url_secrets({**config.model_dump(mode="json"), **self._facts}),
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of a step: one line in the record and one in the rank log.
@@ -155,7 +183,9 @@ class Recorder:
             )
         )
         self.progress(step, self._state)
+        self._alert(self._rules.of_record({"step": step, **fresh}))
         self._watch_mirror()
+        self._refresh_report(evaluated=any(name.startswith("eval/") for name in fresh))
 
     def event(self, kind: str, **fields: object) -> None:
         """Record that something happened: a start, a stop, a refusal, a bad sample.
@@ -169,6 +199,11 @@ class Recorder:
         stamp = {"time": round(time.time(), 3), "attempt": self._attempt, "event": kind}
         self._append(self._events, {**stamp, **fields})
         self._print(console.event_line(kind, fields))
+        self._alert(self._rules.of_event(kind, fields))
+
+    def _alert(self, alerts: list[Alert]) -> None:
+        for alert in alerts:
+            self.event("alert", about=alert.about, text=alert.text, step=alert.step)
 
     def progress(
         self,
@@ -248,12 +283,26 @@ class Recorder:
             self._metrics.sync()
             self._events.sync()
 
-    def close(self) -> None:
-        """Finish the mirror (within its time limit) and close the files; again does nothing."""
+    def close(self, *, orderly: bool = True) -> None:
+        """Finish the mirror (within its time limit) and close the files; again does nothing.
+
+        Args:
+            orderly: False after an error, when the last step may not be all there.
+        """
         if not self._writes:
             return
         if self._unsaid_step is not None:  # after an error: how far it came
             self._stand(self._unsaid_step)
+<<<<<<< HEAD
+        if self._reports is not None:
+            self._reports.close()
+=======
+        if self._mirror is not None:
+            with contextlib.suppress(OSError):
+                self._metrics.sync()
+            self._mirror.close(orderly=orderly)
+            self._watch_mirror()
+>>>>>>> c2850a4 (Let wandb's own files say what was sent, and tell it alerts, checkpoints and their code)
         self._close_files()
         self._writes = False
 
@@ -264,11 +313,6 @@ class Recorder:
         self._waiting = error is not None
 
     def _close_files(self) -> None:
-        with contextlib.suppress(OSError):
-            self._metrics.sync()
-        if self._mirror is not None:
-            self._mirror.close()
-            self._watch_mirror()
         for writer in (self._metrics, self._events):
             try:
                 writer.close()
@@ -285,7 +329,7 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(orderly=kind is None)
 
     def _watch_mirror(self) -> None:
         if self._mirror is None:
@@ -294,6 +338,15 @@ class Recorder:
         if problem is not None:
             self._mirror = None
             self.event("wandb_failed", reason=problem, consequence="metrics.jsonl is complete")
+
+    def _refresh_report(self, *, evaluated: bool) -> None:
+        if self._reports is None:
+            return
+        self._reports.refresh(evaluated=evaluated)
+        problem = self._reports.problem()
+        if problem is not None and not self._report_failed:
+            self._report_failed = True
+            self.event("report_failed", reason=problem, consequence="it is tried again")
 
     @staticmethod
     def _print(line: str) -> None:

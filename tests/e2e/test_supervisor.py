@@ -149,6 +149,7 @@ def test_a_killed_rank_restarts_from_the_checkpoint(run: RunDirectory) -> None:
 
 
 def test_a_crash_loop_gives_up_and_shows_the_culprit(run: RunDirectory) -> None:
+    run.metrics_path.touch()  # as a rank that came so far would
     with supervising(run, steps=40, faults=("raise:1:5:99",)) as process:
         code, output = finish(process)
     assert code == 70
@@ -159,6 +160,9 @@ def test_a_crash_loop_gives_up_and_shows_the_culprit(run: RunDirectory) -> None:
     assert "first: failed: a rank died (rank_died)\nculprit: rank 1" in said
     assert "last step: 4 (no checkpoint, 4 steps lost)" in said
     assert "RuntimeError: planned at step 5" in said
+    report = run.report_path.read_text()
+    assert 'class="state failed"' in report
+    assert report.count("3 attempts without a newer checkpoint") >= 2, "alert and attempts"
     with supervising(run, steps=40, faults=("raise:1:5:3",)) as process:
         assert finish(process)[0] == 0
     assert not run.failure_path.exists()

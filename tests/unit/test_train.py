@@ -89,7 +89,7 @@ def test_a_rank_that_fails_ends_without_its_peers(parts, monkeypatch, fails):
     job: Any = SimpleNamespace(
         device="cpu", threads=1, run=MagicMock(), config=MagicMock(), attempt=1,
         world=SimpleNamespace(rank=0, size=1),
-        plan=SimpleNamespace(total_steps=1, steps_per_epoch=1),
+        plan=SimpleNamespace(total_steps=1, steps_per_epoch=1), facts=dict,
     )  # fmt: skip
     with pytest.raises(DataError) if fails else nullcontext():
         train.train(job)

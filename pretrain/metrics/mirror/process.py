@@ -1,66 +1,49 @@
 """The process that sends a run's record to Weights & Biases; `WandbMirror` starts it.
 
 ``python -m pretrain.metrics.mirror.process RUN/wandb/mirror.json`` follows the run's metrics.jsonl
-until its standard input says ``stop`` or ends, or its parent is gone. Output goes to mirror.log; a
-line ``error: …`` is the reason of a failure. Any failure is an exit code, and nobody's loss.
+and events.jsonl until its standard input says ``stop`` or ends, or its parent is gone. What it has
+to send it finds by reading the run's own ``.wandb`` files back. ``--last CODE`` sends what is left
+and ends the run with that exit code. Output goes to mirror.log; a line ``error: …`` is the reason
+of a failure. Any failure is an exit code, and nobody's loss.
 """
 
+import argparse
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import read_json, replace_text
-from pretrain.metrics.jsonl import parse_line
+from pretrain.metrics.mirror.files import local_files, read_file
+from pretrain.metrics.mirror.follow import Follower
+from pretrain.metrics.mirror.sending import SAMPLES, STEP, Rows, sent_by
+from pretrain.metrics.mirror.telling import Teller
+from pretrain.metrics.names import METRICS
+from pretrain.run_lock import try_lock
 
 POLL_SECONDS = 1.0
 FLUSH_SECONDS = 0.5
 """wandb's own interval is 15 s: a killed job would lose that much of its offline file."""
+CORE_SECONDS = 10.0
+"""Longest that wandb's own process goes on after the one that started it was killed."""
 EXIT_FAILED = 1
-NOT_SENT = ("step", "time", "attempt")
+LOCK_NAME = "mirror.lock"
+"""Held by the one process that writes wandb's files of a run."""
 
 
-@dataclass
-class Mark:
-    """How far the record was sent: the last step, and how many of its lines."""
+class Stop(threading.Event):
+    """Set when the mirror is to end.
 
-    step: int = 0
-    lines: int = 0
+    Attributes:
+        orderly: whether the record is complete: its last step is, and nothing comes after.
+    """
 
-
-def new_lines(lines: Iterable[dict[str, Any]], sent: Mark) -> Iterator[dict[str, Any]]:
-    """The lines of a record, read from its start, that were not sent yet; moves ``sent`` on."""
-    step = seen = 0
-    for line in lines:
-        step, seen = line["step"], seen + 1 if line["step"] == step else 1
-        if (step, seen) > (sent.step, sent.lines):
-            sent.step, sent.lines = step, seen
-            yield line
-
-
-def follow(
-    path: Path, stop: threading.Event, end_of_round: Callable[[], None]
-) -> Iterator[dict[str, Any]]:
-    """The objects of a growing file of JSON lines, until ``stop`` is set and its end is reached."""
-    pending = b""
-    with path.open("rb") as file:
-        while True:
-            last = stop.is_set()  # asked before reading: what was written before the stop is read
-            *lines, pending = (pending + file.read()).split(b"\n")
-            for line in lines:
-                value = parse_line(line)
-                if value is not None and isinstance(value.get("step"), int):
-                    yield value
-            if last:
-                return
-            stop.wait(POLL_SECONDS)
-            end_of_round()
+    orderly = False
 
 
 @contextmanager
@@ -84,6 +67,7 @@ def start_run(settings: dict[str, Any]) -> Any:
     """Import wandb and start its run; nothing of this process but the config is recorded."""
     import wandb
 
+    wait_for_a_name(Path(settings["directory"]))
     run = wandb.init(
         project=settings["project"],
         entity=settings["entity"],
@@ -108,39 +92,93 @@ def start_run(settings: dict[str, Any]) -> Any:
             x_transaction_log_flush_interval=FLUSH_SECONDS,
         ),
     )
-    # Our own step: wandb's starts at 0 again in every offline attempt.
-    run.define_metric("global_step")
-    run.define_metric("*", step_metric="global_step")
+    for axis in (STEP, SAMPLES):
+        run.define_metric(axis, hidden=True)
+    for group in dict.fromkeys(name.partition("/")[0] for name in METRICS):
+        run.define_metric(f"{group}/*", step_metric=SAMPLES if group == "eval" else STEP)
     return run
 
 
-def mirror(settings: dict[str, Any], stop: threading.Event) -> None:
-    """Send the record until told to stop, then finish the run."""
-    mark_path = Path(settings["directory"]) / "mirrored.json"
-    known = read_json(mark_path) or {}
-    sent = Mark(int(known.get("step", 0)), int(known.get("lines", 0)))
-
-    def save_mark() -> None:
-        replace_text(mark_path, json.dumps({"step": sent.step, "lines": sent.lines}) + "\n")
-
-    with deadline(settings["start_seconds"], "starting wandb"):
-        run = start_run(settings)
-    # The mark is saved a round later than the lines were logged: by then they are on the disk.
-    lines = follow(Path(settings["metrics_path"]), stop, end_of_round=save_mark)
-    for line in new_lines(lines, sent):
-        values = {name: value for name, value in line.items() if name not in NOT_SENT}
-        run.log({"global_step": line["step"], **values})
-    with deadline(settings["finish_seconds"], "finishing wandb"):
-        run.finish(exit_code=0)
-    save_mark()
+def wait_for_a_name(directory: Path) -> None:
+    """Wait until wandb, which names directories by the second, takes one that is not there."""
+    while any(directory.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
+        time.sleep(0.1)
 
 
-def watch(stop: threading.Event) -> None:
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Wait until no mirror of an earlier attempt writes any more, and keep later ones waiting."""
+    path = directory / LOCK_NAME
+    while (descriptor := try_lock(path)) is None:
+        time.sleep(0.1)
+    try:
+        before = os.pread(descriptor, 32, 0).decode(errors="replace")
+        ends = time.monotonic() + CORE_SECONDS
+        while before.isdigit() and core_of(before) and time.monotonic() < ends:
+            time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def core_of(pid: str) -> bool:
+    """Whether wandb's own process still lives that was started by another, now gone."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"wandb-core") and pid.encode() in words:
+            return True
+    return False
+
+
+def mirror(settings: dict[str, Any], stop: Stop, exit_code: int | None) -> None:
+    """Send the record and the events until told to stop, then finish the run.
+
+    Args:
+        settings: what `WandbMirror` wrote.
+        stop: is waited for.
+        exit_code: the run's; None takes 0 from an orderly stop, else 1.
+    """
+    directory = Path(settings["directory"])
+    with alone(directory):
+        sent = sent_by(read_file(path) for path in local_files(directory))
+        with deadline(settings["start_seconds"], "starting wandb"):
+            run = start_run(settings)
+        rows = Rows(sent, settings["images_per_step"])
+        teller = Teller(run, settings, sent)
+        record = Follower(Path(settings["metrics_path"]))
+        events = Follower(Path(settings["events_path"]))
+        while True:
+            last = stop.is_set()  # asked before reading: what was written before the stop is read
+            lines, cut_back = record.read()
+            if cut_back:
+                rows.forget()
+            for line in lines:
+                if isinstance(line.get("step"), int) and (row := rows.add(line)):
+                    run.log(row)
+            teller.hear(events.read()[0])
+            if last:
+                break
+            teller.tell()
+            stop.wait(POLL_SECONDS)
+        if stop.orderly and (row := rows.end()):
+            run.log(row)
+        teller.tell_all()
+        code = int(not stop.orderly) if exit_code is None else exit_code
+        with deadline(settings["finish_seconds"], "finishing wandb"):
+            run.finish(exit_code=code)
+
+
+def watch(stop: Stop) -> None:
     """Set ``stop`` when standard input says so, and when the parent is gone."""
     parent = os.getppid()
 
     def read_input() -> None:
-        sys.stdin.readline()
+        stop.orderly = sys.stdin.readline() == "stop\n"
         stop.set()
 
     def check_parent() -> None:
@@ -152,14 +190,36 @@ def watch(stop: threading.Event) -> None:
     threading.Thread(target=check_parent, daemon=True).start()
 
 
-def main(settings_path: Path) -> int:
+def end_some_time(stop: Stop, seconds: float) -> None:
+    """End this process if it has not ended so long after the stop: nobody may be there to do it."""
+
+    def give_up() -> None:
+        stop.wait()
+        time.sleep(seconds)
+        print(f"error: did not end within {seconds:g} s", flush=True)  # noqa: T201
+        os._exit(EXIT_FAILED)
+
+    threading.Thread(target=give_up, daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> int:
     """Mirror the run that the settings describe; the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("settings", type=Path)
+    parser.add_argument("--last", type=int, metavar="CODE")
+    options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    stop = threading.Event()
-    watch(stop)
+    stop = Stop()
+    if options.last is None:
+        watch(stop)
+    else:
+        stop.orderly = True
+        stop.set()
     try:
-        mirror(json.loads(settings_path.read_text(encoding="utf-8")), stop)
+        settings = json.loads(options.settings.read_text(encoding="utf-8"))
+        end_some_time(stop, settings["start_seconds"] + 2 * settings["finish_seconds"])
+        mirror(settings, stop, options.last)
     except Exception as error:  # noqa: BLE001 - whatever wandb raises, the reason is all we keep
         reason = " ".join(str(error).split())
         print(f"error: {type(error).__name__}: {reason}", flush=True)  # noqa: T201
@@ -168,6 +228,6 @@ def main(settings_path: Path) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = main(Path(sys.argv[1]))
+    exit_code = main(sys.argv[1:])
     sys.stdout.flush()
     os._exit(exit_code)  # wandb's own exit hooks may hang

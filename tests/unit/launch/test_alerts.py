@@ -1,30 +1,32 @@
+"""Alarming events reach whoever watches, once each, whatever else the file holds."""
+
 import json
-from pathlib import Path
 
 from launch.look_after.alerts import Alerts
 
 
-def append(path: Path, text: str) -> None:
+def append(path, *events):
     with path.open("a") as file:
-        file.write(text)
+        file.writelines(json.dumps(event) + "\n" for event in events)
 
 
-def test_tells_what_is_new_once_and_whole(tmp_path):
+def test_only_new_alarming_events_are_told(tmp_path):
     path = tmp_path / "events.jsonl"
-    append(path, json.dumps({"event": "checkpoint_failed", "step": 1, "reason": "history"}) + "\n")
+    append(path, {"event": "alert", "about": "rewind", "text": "old"})
     alerts = Alerts(path)
     assert alerts.news() == []
-    append(path, json.dumps({"event": "started", "step": 0}) + "\nnot json\n[]\n")
-    line = json.dumps({"event": "checkpoint_failed", "step": 8, "reason": "two\nlines"})
-    append(path, line[:20])
+    append(path, {"event": "started"}, {"event": "alert", "about": "bad_samples", "text": "a\nb"})
+    with path.open("a") as file:
+        file.write('not json\n{"event": "alert", "about": "rewi')
+    assert alerts.news() == ["a b"]
     assert alerts.news() == []
-    append(path, line[20:] + "\n")
-    assert alerts.news() == ["no checkpoint of step 8, training goes on: two lines"]
-    assert alerts.news() == []
+    with path.open("a") as file:
+        file.write('nd", "text": "back"}\n')
+    assert alerts.news() == ["back"]
 
 
-def test_a_run_without_events_has_none(tmp_path):
+def test_how_an_attempt_ended_is_left_to_the_ledger(tmp_path):
     alerts = Alerts(tmp_path / "events.jsonl")
     assert alerts.news() == []
-    append(tmp_path / "events.jsonl", '{"event": "checkpoint_refused", "reason": "rot"}\n')
-    assert alerts.news() == ["a checkpoint was refused: rot"]
+    append(tmp_path / "events.jsonl", {"event": "alert", "about": "failure", "text": "died"})
+    assert alerts.news() == []

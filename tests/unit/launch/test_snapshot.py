@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.snapshot import copy_source, describe_environment, source_files
+from launch.snapshot import copy_source, describe_environment, source_files, source_sha256
 from pretrain.run_directory import RunDirectory
 
 
@@ -76,3 +76,10 @@ def test_the_environment_holds_versions_and_no_secrets(
     assert environment["git_changed_files"] == 3
     assert {"slurm", "nvidia_driver", "platform"} <= set(environment)
     assert "canary" not in json.dumps(environment)
+
+
+def test_equal_sources_have_equal_digests(checkout: Path) -> None:
+    before = source_sha256(checkout)
+    assert before == source_sha256(checkout) == describe_environment([], checkout)["code_sha256"]
+    (checkout / "pretrain" / "a.py").write_text("edited again")
+    assert source_sha256(checkout) != before

@@ -1,9 +1,14 @@
 """A run directory to record into."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from pretrain.config.schema import RunConfig
 from pretrain.run_directory import RunDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 
 def config_of(mode="disabled"):

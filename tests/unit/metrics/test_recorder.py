@@ -224,3 +224,19 @@ def test_closing_twice_is_once(record):
     recorder = record()
     recorder.close()
     recorder.close()
+
+
+def test_alerts_are_events_and_lines_and_come_once_over_attempts(run, record, capsys):
+    def losing(recorder, *steps):
+        for step in steps:
+            recorder.write(step, {"train/skipped_steps": 1.0})
+
+    with record() as recorder:
+        losing(recorder, 10, 20)
+        recorder.rewind(0)
+        losing(recorder, 10, 20, 30)
+    with record(attempt=2, resume_step=10) as recorder:
+        losing(recorder, 20, 30, 40)
+    alerts = [line for line in read_lines(run.events_path) if line["event"] == "alert"]
+    assert [(line["about"], line["step"]) for line in alerts] == [("non_finite_steps", 10)]
+    assert f"\nalert: {alerts[0]['text']}\n" in capsys.readouterr().out

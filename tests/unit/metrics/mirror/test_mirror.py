@@ -10,13 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
-from wandb_files import history_of, offline_files, records_of
+from PIL import Image
 
 from pretrain.metrics.jsonl import LineWriter, read_lines
-from pretrain.metrics.mirror.mirror import WandbMirror
+from pretrain.metrics.mirror.files import local_files, read_file
+from pretrain.metrics.mirror.mirror import WandbMirror, send_the_rest
 from pretrain.metrics.recorder import Recorder
 
 SECRETS = ("canary-argument-5a1b", "canary-environment-77c2")
+
+
+def read_back(run):
+    return [read_file(path) for path in local_files(run.wandb_dir)]
 
 
 def record_attempt(run, config, attempt, resume_step, steps):
@@ -28,37 +33,42 @@ def record_attempt(run, config, attempt, resume_step, steps):
         resume_step=resume_step,
         total_steps=100,
         steps_per_epoch=50,
+        facts={"plan": {"total_steps": 100}},
     ) as recorder:
         for step in steps:
             recorder.write(step, {"train/loss": 1.0 / step, "perf/step_seconds": float("nan")})
         recorder.write(steps[-1], {"eval/top1_fraction": 0.5, "eval/loss": 1.0})
 
 
-def test_two_attempts_with_a_rewind_are_one_run_without_gap_or_repetition(
+def test_two_attempts_with_a_restart_are_one_run_without_gap_or_repetition(
     run, make_config, capfd, monkeypatch
 ):
     monkeypatch.setenv("SOME_API_KEY", SECRETS[1])
     monkeypatch.setattr(sys, "argv", ["train", f"--password={SECRETS[0]}"])
     config = make_config("offline")
     record_attempt(run, config, 1, 0, [10, 20, 30])
-    time.sleep(1)  # wandb names directories by the second
     record_attempt(run, config, 2, 20, [30, 40])
-    first, second = offline_files(run)
-    assert first.name == second.name, "one run id over all attempts"
-    rows = history_of(first) + history_of(second)
-    train = [row["global_step"] for row in rows if "train/loss" in row]
-    assert train == [10, 20, 30, 40]
-    assert rows[0] == {"global_step": 10, "train/loss": 0.1, "perf/step_seconds": None}
+    first, second = read_back(run)
+    assert first.run_id == second.run_id, "one run id over all attempts"
+    assert [file.damage for file in (first, second)] == [[], []]
+    rows = first.rows + second.rows
+    assert rows[0] == {
+        "global_step": 10,
+        "samples": 80,
+        "train/loss": 0.1,
+        "perf/step_seconds": None,
+    }
+    assert [row["global_step"] for row in rows] == [10, 20, 30, 40]
+    assert [row["samples"] for row in rows] == [80, 160, 240, 320]
     assert [row["global_step"] for row in rows if "eval/top1_fraction" in row] == [30, 40]
 
-    kinds = [record.WhichOneof("record_type") for record in records_of(first)]
-    assert kinds.count("exit") == 1
-    axes = [record.metric for record in records_of(first) if record.HasField("metric")]
-    assert any(axis.glob_name == "*" and axis.step_metric == "global_step" for axis in axes)
-    (run_record,) = [record.run for record in records_of(first) if record.HasField("run")]
-    sent = {item.key: json.loads(item.value_json) for item in run_record.config.update}
-    assert sent["model"] == config.model_dump(mode="json")["model"]
-    assert (run_record.project, run_record.display_name) == ("tests", "tiny")
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.hidden == {"global_step", "samples"}
+    assert first.metrics["train/*"] == first.metrics["perf/*"] == "global_step"
+    assert first.metrics["eval/*"] == "samples"
+    assert first.config["model"] == config.model_dump(mode="json")["model"]
+    assert first.config["plan"] == {"total_steps": 100}
+    assert first.project == "tests"
 
     out, err = capfd.readouterr()
     assert err == ""
@@ -67,6 +77,61 @@ def test_two_attempts_with_a_rewind_are_one_run_without_gap_or_repetition(
     for path in (path for path in run.path.rglob("*") if path.is_file()):
         content = path.read_bytes()
         assert not any(secret.encode() in content for secret in SECRETS), path
+
+
+def test_alerts_checkpoints_and_the_picture_are_told_once_each_over_attempts(run, make_config):
+    """Told again where the files of an attempt are lost, and not where they are there."""
+    Image.new("RGB", (8, 8)).save(run.augmentation_path)
+    for step, accuracy in ((10, 0.5), (20, 0.4)):
+        directory = run.checkpoints_dir / f"step_{step:08d}"
+        directory.mkdir(parents=True)
+        facts = {"step": step, "samples_consumed": 8 * step, "accuracy_fraction": accuracy}
+        (directory / "manifest.json").write_text(json.dumps({"manifest": facts}))
+    run.export_dir.mkdir()
+    facts = {"step": 20, "samples_consumed": 160}
+    (run.export_dir / "config.json").write_text(json.dumps({"provenance": facts}))
+
+    def attempt(number, *events):
+        with Recorder(
+            run,
+            make_config("offline"),
+            rank=0,
+            attempt=number,
+            resume_step=0,
+            total_steps=100,
+            steps_per_epoch=50,
+        ) as recorder:
+            for kind, fields in events:
+                recorder.event(kind, **fields)
+
+    saved = (
+        "checkpoint_saved",
+        {"step": 10, "directory": str(run.checkpoints_dir / "step_00000010")},
+    )
+    gone = "checkpoint_saved", {"step": 5, "directory": str(run.checkpoints_dir / "step_00000005")}
+    failed = "checkpoint_failed", {"step": 15, "reason": "full"}
+    attempt(1, gone, saved, failed, failed)
+    resumed = "resumed", {"checkpoint": "step_00000020"}
+    attempt(2, resumed, saved, ("exported", {"directory": str(run.export_dir)}))
+    first, second = read_back(run)
+    assert [text.split("\n")[0] for text in first.alerts] == [
+        "no checkpoint of step 15, training goes on: full"
+    ]
+    assert second.alerts == []
+    found = [
+        (item["name"].partition("-")[0], item["metadata"]["step"], item["aliases"])
+        for item in first.artifacts + second.artifacts
+    ]
+    assert found == [
+        ("checkpoint", 10, ["best", "latest"]),
+        ("checkpoint", 20, ["latest"]),
+        ("export", 20, ["latest"]),
+    ]
+    assert first.artifacts[0]["references"] == [
+        (run.checkpoints_dir / "step_00000010" / "manifest.json").as_uri()
+    ]
+    pictures = [row for file in (first, second) for row in file.rows if "augmentation/path" in row]
+    assert len(pictures) == 1
 
 
 BROKEN = {
@@ -145,9 +210,9 @@ def make_mirror(run, make_config, **limits):
     LineWriter(run.metrics_path).append({"step": 10, "train/loss": 1.0})
     return WandbMirror(
         make_config("offline").wandb,
-        directory=run.wandb_dir,
-        metrics_path=run.metrics_path,
+        run=run,
         name="tiny",
+        images_per_step=8,
         config={},
         **limits,
     )
@@ -217,10 +282,12 @@ def test_a_killed_rank_still_gets_its_wandb_run_finished(run):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    mark = run.wandb_dir / "mirrored.json"
     deadline = time.monotonic() + 60
-    while not mark.exists() or json.loads(mark.read_text())["step"] < 30:
+    while not (files := read_back(run)) or files[0].exit_code is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    (path,) = offline_files(run)
-    assert [row["global_step"] for row in history_of(path)] == [10, 20, 30]
+    assert [row["global_step"] for row in files[0].rows] == [10, 20], "30 may not be all there"
+    assert files[0].exit_code == 1
+    assert send_the_rest(run, 1, python=sys.executable) is None
+    rows = [row["global_step"] for file in read_back(run) for row in file.rows]
+    assert rows == [10, 20, 30]

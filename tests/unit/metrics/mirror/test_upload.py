@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from wandb_servers import ENTITY, FAULTS, FakeWandb, environment, faulty
+from wandb_servers import ENTITY, FAULTS, FakeWandb, environment, faulty, processes_of, wait_until
 
 from pretrain.errors import ConfigError, WandbError
 from pretrain.metrics.__main__ import main
@@ -66,7 +65,7 @@ def test_what_is_saved_is_renewed_by_the_next_run(fake, tmp_path):
     sections = spec["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in sections] == [section.name for section in SECTIONS]
     assert all('"xAxis":"samples"' in view["spec"] for view in (report, workspace))
-    sent = [name for name, _ in fake.requests if name.lower().startswith("upsertview")]
+    sent = [name for name in fake.operations() if name.lower().startswith("upsertview")]
     assert sent == ["upsertView", "UpsertView2"] * 2
 
 
@@ -83,8 +82,8 @@ REASONS = {
 @pytest.mark.slow
 def test_a_server_that_does_not_serve_is_one_line(tmp_path):
     def attempt(fault):
-        with faulty(fault) as port:
-            return dashboard(port, tmp_path, WANDB_HTTP_TIMEOUT="2")
+        with faulty(fault) as server:
+            return dashboard(server.port, tmp_path, WANDB_HTTP_TIMEOUT="2")
 
     with ThreadPoolExecutor(len(FAULTS)) as pool:
         for fault, done in zip(FAULTS, pool.map(attempt, FAULTS), strict=True):
@@ -94,6 +93,7 @@ def test_a_server_that_does_not_serve_is_one_line(tmp_path):
             assert REASONS[fault] in done.stderr, fault
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line(fake, tmp_path):
     fake.refusal = "permission denied"
     done = dashboard(fake.port, tmp_path)
@@ -116,23 +116,9 @@ def test_a_name_that_cannot_be_one_is_refused():
 
 def test_the_time_limit_ends_everything_that_was_started(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with faulty("hangs") as port:
-        for name, text in environment(port).items():
+    with faulty("hangs") as server:
+        for name, text in environment(server.port).items():
             monkeypatch.setenv(name, text)
-        with pytest.raises(WandbError, match="not saved within 3 s"):
-            upload("shapes", None, "global_step", seconds=3)
-    time.sleep(0.2)
-    assert not of_server(port)
-
-
-def of_server(port):
-    """Processes that were told of the server on that port."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            surroundings = path.read_bytes()
-        except OSError:
-            continue
-        if f"WANDB_BASE_URL=http://127.0.0.1:{port}".encode() in surroundings:
-            found.append(path.parent.name)
-    return [pid for pid in found if pid != str(os.getpid())]
+        with pytest.raises(WandbError, match="not saved within 2 s"):
+            upload("shapes", None, "global_step", seconds=2)
+    wait_until(lambda: not processes_of(server.port))
