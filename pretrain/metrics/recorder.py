@@ -33,14 +33,11 @@ class Recorder:
     ``resume_step``, so that over any number of attempts each step's numbers are there once.
     events.jsonl is history and is never cut: ``{"time", "attempt", "event", field: value…}``.
 
-<<<<<<< HEAD
     Weights & Biases mirrors metrics.jsonl from a process of its own; if it fails, one warning and
     one event say so. So it is with report.html, which is renewed beside training.
-=======
     What somebody should hear of at once is an event ``alert``, by the rules of
     `pretrain.metrics.alerts`. Weights & Biases mirrors all of it from a process of its own; if it
     fails, one warning and one event say so.
->>>>>>> c2850a4 (Let wandb's own files say what was sent, and tell it alerts, checkpoints and their code)
 
     Args:
         run: the run's directory, which must exist.
@@ -97,11 +94,8 @@ class Recorder:
         self._report_failed = False
         if self._writes:
             self._open(resume_step)
-<<<<<<< HEAD
             self._reports = Refresher(run, config.log.report_seconds)
-=======
             self._mirror = self._start_mirror()
->>>>>>> c2850a4 (Let wandb's own files say what was sent, and tell it alerts, checkpoints and their code)
 
     def _open(self, resume_step: int) -> None:
         cut = cut_back(self._run.metrics_path, resume_step)
@@ -293,16 +287,13 @@ class Recorder:
             return
         if self._unsaid_step is not None:  # after an error: how far it came
             self._stand(self._unsaid_step)
-<<<<<<< HEAD
         if self._reports is not None:
             self._reports.close()
-=======
         if self._mirror is not None:
             with contextlib.suppress(OSError):
                 self._metrics.sync()
             self._mirror.close(orderly=orderly)
             self._watch_mirror()
->>>>>>> c2850a4 (Let wandb's own files say what was sent, and tell it alerts, checkpoints and their code)
         self._close_files()
         self._writes = False
 
