@@ -10,6 +10,7 @@ from pretrain.guard import Guard
 from pretrain.job import Job
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.meter import Meter
+from pretrain.metrics.names import accuracy_names
 from pretrain.metrics.recorder import Recorder
 from pretrain.recovery import compare_ranks
 from pretrain.run_directory import learning_sha256
@@ -52,7 +53,7 @@ class Saver:
 
     def note_accuracy(self, done: int, values: Mapping[str, float]) -> None:
         """Remember what was measured after ``done`` steps: the run's own split, else the probe."""
-        names = ("eval/top1_fraction", "eval/probe_top1_fraction")
+        names = accuracy_names(self.job.config.ema.given)
         self._accuracy_fraction = next((values[name] for name in names if name in values), None)
         self._measured_step = done
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain import dist
-from pretrain.accuracy import evaluated, images_due, is_due, measure
+from pretrain.accuracy import evaluated, images_due, is_due, keep_by_class, measure
 from pretrain.checkpoint.resume import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
 from pretrain.data.batch import BadSample
@@ -286,11 +286,13 @@ def measure_accuracy(parts: Parts, done: int) -> None:
     job = parts.job
     parts.recorder.progress(done, "evaluating")
     images = images_due(job, done)
-    phase = parts.clock.phase("evaluation", images=images)
-    with phase, parts.engine.computing_with(job.config.ema.given):
+    with parts.clock.phase("evaluation", images=images):
         logits_of = parts.watchdog.alive_at(showing_progress(parts, done, images))
-        measured = measure(job, done, logits_of, parts.device)
+        measured = measure(job, done, logits_of, parts.engine.computing_with, parts.device)
+        fault = keep_by_class(job, measured)
     parts.recorder.write(done, measured.values)
+    if fault is not None:
+        parts.recorder.event("by_class_failed", step=done, reason=fault)
     parts.saver.note_accuracy(done, measured.values)
     parts.bad_samples += measured.bad
     if dist.max_across_ranks(len(measured.bad)):

@@ -173,12 +173,17 @@ class EmaConfig(Section):
     warmup: bool = True
     """Let the decay rise with the number n of steps: min(decay, 1 - n^(-2/3)), as timm does."""
     result: Literal["ema", "raw"] = "ema"
-    """Weights that are evaluated and exported, where there is an average."""
+    """Weights that are exported, and whose accuracy is the run's, where there is an average."""
 
     @property
     def given(self) -> Literal["ema", "raw"]:
-        """Weights that the run evaluates and exports: ``result``, or raw without an average."""
+        """Weights that the run exports and is judged by: ``result``, or raw without an average."""
         return self.result if self.decay is not None else "raw"
+
+    @property
+    def evaluated(self) -> tuple[Literal["ema", "raw"], ...]:
+        """Weights that every evaluation measures, one after the other."""
+        return ("raw",) if self.decay is None else ("raw", "ema")
 
 
 class BatchConfig(Section):

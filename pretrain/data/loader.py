@@ -45,6 +45,7 @@ class Batches(Iterator[Batch]):
         remote: RemoteSplit | None = None,
     ):
         workers = data.workers_per_rank
+        self._reader = source.reader
         self._slots = source.slots
         self._remote = remote
         self._loader = DataLoader(
@@ -83,6 +84,15 @@ class Batches(Iterator[Batch]):
         self._bad.add(batch)
         return batch
 
+    def at_hand(self, sample_id: int) -> bytes | None:
+        """The image file of a sample; None where its shard would have to be fetched.
+
+        Raises:
+            BadSampleError: it cannot be used.
+            DataError: its shard's index is damaged.
+        """
+        return self._reader.read(sample_id).data if self._reader.is_here(sample_id) else None
+
     def __enter__(self) -> "Batches":
         return self
 
@@ -92,6 +102,7 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """End the worker processes; further iteration yields nothing."""
         self._closed = True
+        self._reader.close()
         # The iterator of a DataLoader ends its workers when it goes.
         self._batches = iter(())
         if self._remote is not None:

@@ -114,6 +114,10 @@ class ShardReader:
         number, position = self._find(sample_id)
         return self._shards[number], position
 
+    def is_here(self, sample_id: int) -> bool:
+        """Whether a sample can be read without its shard being fetched first."""
+        return self._cache is None or self._cache.holds(self._find(sample_id)[0])
+
     def read(self, sample_id: int) -> Sample:
         """Fetch one sample.
 

@@ -1,6 +1,5 @@
-"""Top-1, top-5 and loss of a classifier, counted exactly: every image once, padding never."""
+"""Top-1, top-5 and loss of images: what one is worth, and the means over all."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain import dist
 from pretrain.errors import DataError
 
 TOP = 5
@@ -27,6 +25,11 @@ class EvalBatch(Protocol):
     @property
     def labels(self) -> Tensor:
         """int64 [B]; of no meaning where not valid."""
+        ...
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """int64 [B], in manifest order; -1 where there is no image."""
         ...
 
     @property
@@ -52,7 +55,7 @@ class EvalResult:
     loss: float
 
     def metrics(self, prefix: str = "eval/") -> dict[str, float]:
-        """The result under its declared names; those of a probe begin with ``eval/probe_``."""
+        """The result under its declared names, which begin as `evaluation_prefix` says."""
         return {
             f"{prefix}images": float(self.images),
             f"{prefix}top1_fraction": self.top1_fraction,
@@ -96,32 +99,6 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:
     return (exact / LOSS_UNIT).round() * LOSS_UNIT
 
 
-def count(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Count one batch; pure, no host sync. A row that holds a NaN is wrong.
-
-    Args:
-        logits: fp32 [B, Y].
-        labels: int64 [B], 0 to Y - 1 where valid.
-        valid: bool [B]; other rows count nothing, whatever they hold.
-
-    Returns:
-        float64 [4] on the logits' device: images, right in the first, right in the first five, sum
-        of the losses in nats.
-    """
-    labels = torch.where(valid, labels, 0)
-    place = torch.where(valid, places(logits, labels), logits.shape[1])
-    # With fewer classes than five, the place of a wrong row would pass for one of the first five.
-    right = place < logits.shape[1]
-    return torch.stack(
-        (
-            valid.sum().double(),
-            (right & (place < 1)).sum().double(),
-            (right & (place < TOP)).sum().double(),
-            torch.where(valid, losses(logits, labels), 0.0).sum(),
-        )
-    )
-
-
 def result(images: float, top1: float, top5: float, loss_sum: float) -> EvalResult:
     """Turn counts over all ranks into means.
 
@@ -131,39 +108,6 @@ def result(images: float, top1: float, top5: float, loss_sum: float) -> EvalResu
     if images == 0:
         raise DataError("evaluation: expected at least one image, got none; check data.eval_split")
     return EvalResult(int(images), top1 / images, top5 / images, loss_sum / images)
-
-
-def evaluate(
-    logits_of: Callable[[Tensor], Tensor],
-    batches: Iterable[EvalBatch],
-    prepare: Callable[[Tensor], Tensor],
-    *,
-    device: torch.device,
-) -> EvalResult:
-    """Evaluate a classifier over this and all other ranks' batches.
-
-    **Every rank** calls it, with the same number of batches where ``logits_of`` communicates. One
-    host sync and one collective, at the end.
-
-    Args:
-        logits_of: float images [B, 3, H, W] on ``device`` to fp32 logits [B, Y]; no gradients.
-        batches: this rank's share; over all ranks every image is valid exactly once.
-        prepare: uint8 images on ``device`` to normalised float images.
-        device: where to compute.
-
-    Returns:
-        The same result on every rank.
-
-    Raises:
-        DataError: no image at all, or a label outside the model's classes.
-    """
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for batch in batches:
-        logits = logits_of(prepare(batch.images.to(device, non_blocking=True)))
-        check_labels(batch, logits.shape[1])
-        labels = batch.labels.to(device, non_blocking=True)
-        sums += count(logits, labels, batch.valid.to(device, non_blocking=True))
-    return result(*dist.sum_across_ranks(sums.tolist()))
 
 
 def check_labels(batch: EvalBatch, num_classes: int) -> None:

@@ -113,12 +113,11 @@ def measure(
     from pretrain.augment.pipeline import normalize
     from pretrain.data.batch import BadSample
     from pretrain.data.loader import eval_batches
-    from pretrain.evaluate.tally import Mapping, Tally
+    from pretrain.evaluate.tally import Mapping, Tally, count_batches
 
     answers = None if test.real is None else _answers(test, test.real, world, batch_size)
     mapping = Mapping(test.classes, device)
-    tally = Tally(len(test.classes.classes), device, answers)
-    logits_of = subject.logits_of(device, precision)
+    tally = Tally(mapping.num_classes, device, answers)
     bad: list[BadSample] = []
     with dist.refusing_together(), ExitStack() as stack:
         batches = stack.enter_context(
@@ -131,20 +130,25 @@ def measure(
                 world=world,
             )
         )
-        for batch in show(batches, -(-test.split.samples // (batch_size * world.size))):
-            bad += batch.bad
-            mapped = mapping.batch(batch)
-            images = batch.images.to(device, non_blocking=True)
-            images = normalize(images, preprocessing.mean, preprocessing.std)
-            tally.add(
-                mapping.logits(logits_of(images)),
-                mapped.labels.to(device, non_blocking=True),
-                mapped.valid.to(device, non_blocking=True),
-                batch.sample_ids.to(device, non_blocking=True),
-            )
+        counted = -(-test.split.samples // (batch_size * world.size))
+        count_batches(
+            subject.logits_of(device, precision),
+            noting(show(batches, counted), bad),
+            lambda images: normalize(images, preprocessing.mean, preprocessing.std),
+            mapping,
+            tally,
+            device,
+        )
     of_ranks = dist.gather_objects([asdict(one) for one in bad])
     everywhere = sorted((BadSample(**one) for of_rank in of_ranks for one in of_rank), key=str)
     return Measured(tally.total(), tuple(everywhere))
+
+
+def noting(batches: Iterable["Batch"], bad: list["BadSample"]) -> Iterator["Batch"]:
+    """Pass batches on, keeping what could not be read."""
+    for batch in batches:
+        bad += batch.bad
+        yield batch
 
 
 def _answers(test: EvalSet, real: RealLabels, world: World, batch_size: int) -> list[list[int]]:

@@ -14,10 +14,11 @@ from typing import Any
 
 from pretrain.data.manifest import class_order_sha256
 from pretrain.errors import CheckpointError
+from pretrain.evaluate.by_class import readable_names, worst_first
 from pretrain.evaluate.classification import EvalResult
 from pretrain.evaluate.measure import EvalSet, Measured
 from pretrain.evaluate.recorded import INTERPOLATION, Preprocessing
-from pretrain.evaluate.tally import RealResult, Tallied
+from pretrain.evaluate.tally import ClassCount, RealResult, Tallied
 from pretrain.files import replace_text
 from pretrain.metrics.jsonl import plain
 
@@ -65,7 +66,7 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _set_document(test: EvalSet, found: Measured, evaluation: Evaluation) -> dict[str, Any]:
-    names = _names(test, evaluation.names)
+    names = readable_names(test.manifest, evaluation.names)
     classes = test.classes.classes
     tallied = found.tallied
     return {
@@ -102,12 +103,6 @@ def _real_document(test: EvalSet, tallied: Tallied) -> dict[str, Any] | None:
     if tallied.real is None or test.real is None:
         return None
     return {"labels": str(test.real.path.absolute()), **_with_error(tallied.real)}
-
-
-def _names(test: EvalSet, known: Mapping[str, str]) -> dict[str, str]:
-    """A readable name of every class: the set's own, else the model's, else the id."""
-    given = zip(test.manifest.classes, test.manifest.class_names, strict=True)
-    return {wnid: name if name != wnid else known.get(wnid, wnid) for wnid, name in given}
 
 
 HEAD = ("set", "split", "images", "classes", "top-1 %", "±", "top-5 %", "loss")
@@ -251,16 +246,8 @@ def _about(one: Mapping[str, Any]) -> list[str]:
 
 
 def _worst_first(by_class: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Classes by rising accuracy, those without images last."""
-    return sorted(
-        by_class,
-        key=lambda row: (
-            row["images"] == 0,
-            _share(row, "top1"),
-            _share(row, "top5"),
-            row["wnid"],
-        ),
-    )
+    counts = [ClassCount(row["images"], row["top1"], row["top5"]) for row in by_class]
+    return [by_class[position] for position in worst_first(counts, [r["wnid"] for r in by_class])]
 
 
 def _share(row: Mapping[str, Any], key: str) -> float:

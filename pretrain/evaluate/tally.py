@@ -1,6 +1,7 @@
 """Everything that is counted of one split: accuracy, by class, against ReaL labels, confusions."""
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +65,21 @@ class Tallied:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """An image that was taken for something else; classes by position."""
+
+    sample_id: int
+    label: int
+    predicted: int
+
+
+@dataclass(frozen=True)
 class MappedBatch:
     """A batch whose labels are positions among the classes evaluated."""
 
     images: Tensor
     labels: Tensor
+    sample_ids: Tensor
     valid: Tensor
 
 
@@ -81,6 +92,7 @@ class Mapping:
     """
 
     def __init__(self, classes: ClassMap, device: torch.device):
+        self.num_classes = len(classes.columns)
         self._columns = torch.tensor(classes.columns, device=device)
         self._positions = torch.tensor(classes.positions)
 
@@ -96,7 +108,8 @@ class Mapping:
         """
         check_labels(batch, len(self._positions))
         labels = self._positions[torch.where(batch.valid, batch.labels, 0)]
-        return MappedBatch(batch.images, labels, batch.valid & (labels != LEFT_OUT))
+        valid = batch.valid & (labels != LEFT_OUT)
+        return MappedBatch(batch.images, labels, batch.sample_ids, valid)
 
 
 class Tally:
@@ -116,6 +129,7 @@ class Tally:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._real_sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._wrong: list[Tensor] = []
+        self._wrong_ids: list[Tensor] = []
         self._real = None if real_labels is None else torch.tensor(real_labels, device=device)
 
     def add(self, logits: Tensor, labels: Tensor, valid: Tensor, sample_ids: Tensor) -> None:
@@ -136,6 +150,7 @@ class Tally:
         wrong = valid & (place > 0) & (place < self._num_classes)
         pairs = labels * self._num_classes + logits.argmax(1)
         self._wrong.append(torch.where(wrong, pairs, -1))
+        self._wrong_ids.append(sample_ids)
         if self._real is not None:
             self._add_real(logits, sample_ids)
 
@@ -173,14 +188,87 @@ class Tally:
         )
 
     def _confusions(self) -> tuple[Confusion, ...]:
-        pairs = torch.cat(self._wrong) if self._wrong else torch.empty(0, dtype=torch.int64)
-        found, counts = pairs[pairs >= 0].cpu().unique(return_counts=True)
+        pairs, _ = self._mistakes()
+        found, counts = pairs.unique(return_counts=True)
         total: Counter[int] = Counter()
         for of_rank in dist.gather_objects([found.tolist(), counts.tolist()]):
             total.update(dict(zip(*of_rank, strict=True)))
         ordered = sorted(total.items(), key=lambda item: (-item[1], item[0]))
         return tuple(
             Confusion(*divmod(pair, self._num_classes), images) for pair, images in ordered
+        )
+
+    def _mistakes(self) -> tuple[Tensor, Tensor]:
+        """This rank's images that were taken for something else: pairs and sample ids, on the CPU.
+
+        One host sync.
+        """
+        if not self._wrong:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        both = torch.stack((torch.cat(self._wrong), torch.cat(self._wrong_ids))).cpu()
+        pairs, sample_ids = both[:, both[0] >= 0]
+        return pairs, sample_ids
+
+    def mistakes(self, labels: Sequence[int], most: int) -> list[Mistake]:
+        """The first images, in manifest order, of each of some classes that were taken for others.
+
+        **Every rank**, with the same arguments; each gets the same. A rank sends ``most`` of each
+        class at most.
+
+        Args:
+            labels: positions of the classes.
+            most: images of each.
+        """
+        pairs, sample_ids = self._mistakes()
+        order = sample_ids.argsort()
+        pairs, sample_ids = pairs[order], sample_ids[order]
+        own: list[list[int]] = []
+        for label in labels:
+            of_class = pairs // self._num_classes == label
+            ids, taken_for = sample_ids[of_class][:most], pairs[of_class][:most] % self._num_classes
+            own += [[*row, label] for row in zip(ids.tolist(), taken_for.tolist(), strict=True)]
+        gathered = sorted(row for of_rank in dist.gather_objects(own) for row in of_rank)
+        found = [Mistake(sample_id, label, taken_for) for sample_id, taken_for, label in gathered]
+        return [
+            mistake
+            for wanted in labels
+            for mistake in [one for one in found if one.label == wanted][:most]
+        ]
+
+
+def count_batches(
+    logits_of: Callable[[Tensor], Tensor],
+    batches: Iterable[EvalBatch],
+    prepare: Callable[[Tensor], Tensor],
+    mapping: Mapping,
+    tally: Tally,
+    device: torch.device,
+) -> None:
+    """Evaluate a classifier over this rank's batches: the one way in which images are counted.
+
+    **Every rank** calls it where ``logits_of`` communicates, with the same number of batches. No
+    host sync and no collective of its own.
+
+    Args:
+        logits_of: float images [B, 3, H, W] on ``device`` to fp32 logits [B, rows of the head]; no
+            gradients.
+        batches: this rank's share; over all ranks every image is valid exactly once.
+        prepare: uint8 images on ``device`` to normalised float images.
+        mapping: to the classes evaluated.
+        tally: counts them.
+        device: where to compute.
+
+    Raises:
+        DataError: a label outside the set's classes.
+    """
+    for batch in batches:
+        mapped = mapping.batch(batch)
+        logits = logits_of(prepare(batch.images.to(device, non_blocking=True)))
+        tally.add(
+            mapping.logits(logits),
+            mapped.labels.to(device, non_blocking=True),
+            mapped.valid.to(device, non_blocking=True),
+            mapped.sample_ids.to(device, non_blocking=True),
         )
 
 

@@ -14,10 +14,16 @@ LABELS = {
     "eval/top1_fraction": "top-1 {:.2%}",
     "eval/top5_fraction": "top-5 {:.2%}",
     "eval/images": "of {:,.0f} images",
+    "eval/ema_loss": "average: loss {:.4f}",
+    "eval/ema_top1_fraction": "top-1 {:.2%}",
+    "eval/ema_top5_fraction": "top-5 {:.2%}",
     "eval/probe_loss": "probe: loss {:.4f}",
     "eval/probe_top1_fraction": "top-1 {:.2%}",
     "eval/probe_top5_fraction": "top-5 {:.2%}",
     "eval/probe_images": "of {:,.0f} images",
+    "eval/probe_ema_loss": "average: loss {:.4f}",
+    "eval/probe_ema_top1_fraction": "top-1 {:.2%}",
+    "eval/probe_ema_top5_fraction": "top-5 {:.2%}",
 }
 """What of a record is shown, in this order."""
 

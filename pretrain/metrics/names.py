@@ -2,6 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
+
+Of = Literal["eval", "probe"]
+"""The images of an evaluation: the run's own held-out split, or its probe."""
+Weights = Literal["raw", "ema"]
+"""The weights as they are trained, or their average."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,26 @@ def of_stages(prefix: str) -> tuple[str, ...]:
 def _per_stage(prefix: str, reduction: str, meaning: str) -> dict[str, Metric]:
     names = zip(STAGES, of_stages(prefix), strict=True)
     return {name: Metric("", reduction, meaning.format(stage=stage)) for stage, name in names}
+
+
+def evaluation_prefix(of: Of, weights: Weights) -> str:
+    """How the metrics of some weights on some images begin.
+
+    Example:
+        >>> evaluation_prefix("eval", "raw"), evaluation_prefix("probe", "ema")
+        ('eval/', 'eval/probe_ema_')
+    """
+    return f"eval/{'probe_' if of == 'probe' else ''}{'ema_' if weights == 'ema' else ''}"
+
+
+def accuracy_names(given: Weights) -> tuple[str, str]:
+    """The run's accuracy: top-1 on its own split, and on its probe.
+
+    Args:
+        given: weights that the run gives, `EmaConfig.given` of its config.
+    """
+    own, probe = (evaluation_prefix(of, given) for of in ("eval", "probe"))
+    return f"{own}top1_fraction", f"{probe}top1_fraction"
 
 
 def _accuracy(prefix: str, images: str, weights: str) -> dict[str, Metric]:

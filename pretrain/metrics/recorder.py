@@ -15,7 +15,7 @@ from pretrain.metrics import console
 from pretrain.metrics.alerts import Alert, Rules
 from pretrain.metrics.jsonl import LineWriter, cut_back, cut_torn_end, plain, read_lines
 from pretrain.metrics.mirror.mirror import WandbMirror
-from pretrain.metrics.names import METRICS, check_declared
+from pretrain.metrics.names import METRICS, accuracy_names, check_declared
 from pretrain.metrics.report.process import Refresher
 from pretrain.run_directory import RunDirectory
 
@@ -235,6 +235,7 @@ class Recorder:
             replace_text(self._run.progress_path, standing)
 
     def _standing(self, step: int) -> dict[str, object]:
+        own, probe = accuracy_names(self._config.ema.given)
         return {
             "state": self._state,
             "step": step,
@@ -247,8 +248,8 @@ class Recorder:
             "data_wait_fraction": self._latest.get("perf/data_wait_fraction"),
             "loss": self._latest.get("train/loss"),
             "accuracy_fraction": self._latest.get("train/accuracy_fraction"),
-            "eval_top1_fraction": self._latest.get("eval/top1_fraction"),
-            "probe_top1_fraction": self._latest.get("eval/probe_top1_fraction"),
+            "eval_top1_fraction": self._latest.get(own),
+            "probe_top1_fraction": self._latest.get(probe),
             "evaluated_fraction": self._evaluated_fraction,
             "eta_seconds": 0.0 if self._state == "done" else self.eta_seconds(step),
             "last_checkpoint_step": self._last_checkpoint_step,

@@ -311,10 +311,11 @@ def times_evaluated(config: RunConfig, every_epochs: int) -> int:
 
 
 def _evaluated_images(config: RunConfig, eval_samples: int, probe: Split | None) -> int:
+    """Images of all evaluations, counted once for each of the weights that are measured on them."""
     images = eval_samples * times_evaluated(config, config.eval.every_epochs)
     if probe is not None and config.eval.probe is not None:
         images += probe.samples * times_evaluated(config, config.eval.probe.every_epochs)
-    return images
+    return images * len(config.ema.evaluated)
 
 
 def _split_names(config: RunConfig) -> list[str]:

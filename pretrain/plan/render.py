@@ -121,7 +121,8 @@ def _evaluation_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
 def _when(config: RunConfig, every_epochs: int) -> str:
     times = times_evaluated(config, every_epochs)
     period = "every epoch" if every_epochs == 1 else f"every {every_epochs} epochs"
-    return f"{period}, {times} time{'s'[: times > 1]}"
+    both = ", with the weights and with their average" if len(config.ema.evaluated) > 1 else ""
+    return f"{period}, {times} time{'s'[: times > 1]}{both}"
 
 
 def _evaluated(what: str, samples: int) -> str:

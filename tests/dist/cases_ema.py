@@ -1,6 +1,9 @@
 """What the ranks do in the tests of averaged weights and of layer-wise rates."""
 
+import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,9 +12,12 @@ from cases_checkpoint import equal, restore, save
 from tiny import GLOBAL_BATCH, UNDECAYED, UNDECAYED_TABLES, TinyNet, global_batch, micro_batches
 from torch import Tensor
 
+from pretrain import dist
+from pretrain.accuracy import measure
 from pretrain.checkpoint.resume import verify
 from pretrain.config.engine import EngineConfig, OptimConfig
-from pretrain.config.schema import EmaConfig
+from pretrain.config.schema import AugmentConfig, DataConfig, EmaConfig, EvalConfig
+from pretrain.data.manifest import read_manifest
 from pretrain.engine.engine import Engine
 from pretrain.errors import EngineError
 from pretrain.world import World
@@ -93,7 +99,35 @@ def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     return max((float((left[name] - right[name]).abs().max()) for name in left), default=0.0)
 
 
-def run(world: World, stage: int, folder: Path) -> dict[str, Any]:
+def evaluated(engine: Engine, world: World, shards: str) -> dict[str, Any]:
+    """A run's evaluation of both, and what the whole weights alone give."""
+    config = SimpleNamespace(
+        data=DataConfig(path=shards, workers_per_rank=0),
+        eval=EvalConfig(batch_size_per_rank=3),
+        augment=AugmentConfig(),
+        model=SimpleNamespace(image_size=16),
+    )
+    plan = SimpleNamespace(eval_samples=20, eval_every_steps=1, steps_per_epoch=1, total_steps=1)
+    job: Any = SimpleNamespace(
+        config=config, plan=plan, manifest=read_manifest(shards), probe=None, world=world
+    )
+    device = torch.device("cpu")
+    config.ema = EmaConfig(decay=DECAY)
+    both = measure(job, 1, engine.logits, engine.computing_with, device)
+    config.ema = EmaConfig()
+    found: dict[str, Any] = {"both": both.values}
+    for which in ("raw", "ema"):
+        whole = {name: value.tolist() for name, value in engine.full_weights(which).items()}
+        model = TinyNet()
+        weights = json.loads(dist.broadcast_text(json.dumps(whole)))
+        model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+        with torch.no_grad():
+            alone = measure(job, 1, model, lambda _: nullcontext(), device)
+        found[which] = alone.values
+    return found
+
+
+def run(world: World, stage: int, folder: Path, shards: str) -> dict[str, Any]:
     """Train with an average to the end, saving on the way; then take it up from what was saved."""
     engine = make_engine(world, stage)
     averages: dict[str, Tensor] = {}
@@ -114,7 +148,9 @@ def run(world: World, stage: int, folder: Path) -> dict[str, Any]:
         "exact": exact,
         "skipped": skipped,
         "back": equal(engine.fragments(), before),
+        "evaluated": evaluated(engine, world, shards),
     }
+    found["back"] &= equal(engine.fragments(), before)
     expected_weights, expected_averages = plain_torch()
     found["weights"] = distance(engine.full_weights(), expected_weights)
     found["averages"] = distance(engine.full_weights("ema"), expected_averages)
@@ -138,8 +174,10 @@ def run(world: World, stage: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def suite(world: World, folder: str) -> dict[str, Any]:
-    found = {str(stage): run(world, stage, Path(folder) / str(stage)) for stage in (1, 2, 3)}
+def suite(world: World, folder: str, shards: str) -> dict[str, Any]:
+    found = {
+        str(stage): run(world, stage, Path(folder) / str(stage), shards) for stage in (1, 2, 3)
+    }
     without = make_engine(world, 1, average=False)
     try:
         without.full_weights("ema")

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.evaluate.classification import evaluate
+from pretrain.evaluate.classes import match_classes
+from pretrain.evaluate.tally import Mapping, Tally, count_batches
 from pretrain.metrics.activations import Activations, Looked
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.world import World
@@ -20,6 +21,7 @@ BATCH = 4
 class Batch:
     images: Tensor
     labels: Tensor
+    sample_ids: Tensor
     valid: Tensor
 
 
@@ -49,7 +51,7 @@ def split_of(world: World) -> list[Batch]:
         ids = torch.arange(first + world.rank * BATCH, first + (world.rank + 1) * BATCH)
         valid = ids < SAMPLES
         ids = ids.clamp(max=SAMPLES - 1)
-        batches.append(Batch(images[ids], labels[ids], valid))
+        batches.append(Batch(images[ids], labels[ids], ids, valid))
     return batches
 
 
@@ -62,9 +64,18 @@ def prepare(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def accuracy(world: World) -> list[float]:
-    result = evaluate(logits_of, split_of(world), prepare, device=torch.device("cpu"))
-    return [result.images, result.top1_fraction, result.top5_fraction, result.loss]
+def accuracy(world: World) -> dict[str, Any]:
+    ids = [f"n{position:08d}" for position in range(CLASSES)]
+    classes = match_classes(ids, ids, what="set", leave_out_unknown=False, switch="")
+    device = torch.device("cpu")
+    mapping, tally = Mapping(classes, device), Tally(CLASSES, device)
+    count_batches(logits_of, split_of(world), prepare, mapping, tally, device)
+    total = tally.total()
+    return {
+        "overall": asdict(total.overall),
+        "confusions": [asdict(pair) for pair in total.confusions],
+        "mistakes": [asdict(mistake) for mistake in tally.mistakes(range(CLASSES)[::-1], 2)],
+    }
 
 
 def look(world: World) -> Looked | None:

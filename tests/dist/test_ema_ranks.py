@@ -7,9 +7,9 @@ from ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> dict[str, Any]:
+def ranks(tmp_path_factory, small_shards) -> dict[str, Any]:
     folder = str(tmp_path_factory.mktemp("averages"))
-    two = run_ranks("cases_ema:suite", 2, folder)
+    two = run_ranks("cases_ema:suite", 2, folder, str(small_shards.path))
     return {"suite": two[0], "other": two[1], "one": run_ranks("cases_ema:reopen", 1, folder)[0]}
 
 
@@ -35,6 +35,17 @@ def test_evaluating_the_average_uses_it_and_puts_the_weights_back(ranks, stage):
     found = ranks["suite"][stage]
     assert found["logits"] < 5e-6
     assert found["raw_logits"] > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_a_run_measures_both_to_the_bit_as_each_alone(ranks, stage):
+    found = ranks["suite"][stage]["evaluated"]
+    assert found["both"] == ranks["other"][stage]["evaluated"]["both"]
+    names = ("loss", "top1_fraction", "top5_fraction", "images")
+    for which, prefix in (("raw", "eval/"), ("ema", "eval/ema_")):
+        of_run = {f"eval/{name}": found["both"][f"{prefix}{name}"] for name in names}
+        assert of_run == found[which]
+    assert found["raw"]["eval/loss"] != found["ema"]["eval/loss"]
 
 
 @pytest.mark.parametrize("stage", ["1", "2", "3"])

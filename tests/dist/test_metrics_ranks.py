@@ -1,10 +1,11 @@
 """Means over several ranks are those of one."""
 
 import pytest
-from cases_metrics import logits_of, prepare, split_of
+import torch
+from cases_metrics import CLASSES, accuracy
 from ranks import run_ranks
 
-from pretrain.evaluate.classification import count
+from pretrain import dist
 from pretrain.world import World
 
 
@@ -15,15 +16,18 @@ def means():
     return first
 
 
-def test_accuracy_is_that_of_one_rank(means):
-    alone = sum(
-        count(logits_of(prepare(batch.images)), batch.labels, batch.valid)
-        for batch in split_of(World())
-    )
-    images, top1, top5, loss_sum = alone.tolist()
-    assert images == 29
-    assert means["accuracy"][:3] == [29, top1 / 29, top5 / 29]
-    assert means["accuracy"][3] == pytest.approx(loss_sum / 29, rel=1e-6)
+def test_accuracy_and_confusions_are_those_of_one_rank_to_the_bit(means):
+    dist.initialize(World(), torch.device("cpu"), timeout_seconds=30)
+    try:
+        alone = accuracy(World())
+    finally:
+        dist.shutdown()
+    assert alone["overall"]["images"] == 29
+    assert len(alone["confusions"]) > 5
+    labels = [mistake["label"] for mistake in alone["mistakes"]]
+    assert labels == sorted(labels, reverse=True)
+    assert len(labels) > CLASSES
+    assert means["accuracy"] == alone
 
 
 def test_the_meter_weighs_images_over_all_ranks_and_survives_a_resume(means):

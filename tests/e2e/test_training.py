@@ -204,7 +204,7 @@ def test_a_run_from_any_layout_is_the_run_from_our_export(config, tmp_path, smal
 
 
 @pytest.mark.slow
-def test_the_average_is_what_is_evaluated_and_exported(config, tmp_path):
+def test_the_average_is_evaluated_too_and_is_what_is_exported(config, tmp_path):
     modern = ["ema.decay=0.9", "optim.layer_decay=0.7", "augment.mix_probability=0.0"]
     train(config, "name=average", *modern)
     train(config, "name=raw", *modern, "ema.result=raw")
@@ -218,9 +218,14 @@ def test_the_average_is_what_is_evaluated_and_exported(config, tmp_path):
             assert torch.equal(value, reader.full(kind, key)), key
         provenance = json.loads((run / "export" / "config.json").read_text())["provenance"]
         assert provenance["weights"] == which
-    # Both trained alike, so that only what was measured differs.
-    first, second = records(tmp_path / "runs" / "average"), records(tmp_path / "runs" / "raw")
-    for one, other in zip(first, second, strict=True):
-        same = "eval/loss" not in one
-        assert (one == other) is same, (one, other)
+        last = records(run)[-1]
+        accuracy = last["eval/ema_top1_fraction" if which == "ema" else "eval/top1_fraction"]
+        assert reader.manifest.accuracy_fraction == accuracy
+        assert json.loads((run / "progress.json").read_text())["eval_top1_fraction"] == accuracy
+        by_class = json.loads((run / "by_class.json").read_text())
+        assert (by_class["weights"], by_class["top1_fraction"]) == (which, accuracy)
+        assert (by_class["step"], by_class["of"]) == (last["step"], "eval")
+        assert last["eval/ema_loss"] != last["eval/loss"]
+    # Both trained and were measured alike: only what counts differs.
+    assert records(tmp_path / "runs" / "average") == records(tmp_path / "runs" / "raw")
     assert not torch.equal(exported["average"]["head.weight"], exported["raw"]["head.weight"])

@@ -9,6 +9,7 @@ import pytest
 
 from pretrain import saving
 from pretrain.checkpoint.store import Finished
+from pretrain.config.schema import EmaConfig
 from pretrain.errors import CheckpointError, OwnershipError, StorageError
 from pretrain.saving import Saver
 
@@ -20,6 +21,7 @@ def saver(monkeypatch) -> Any:
     made: Any = Saver(*(MagicMock() for _ in range(7)))
     made.job.config.checkpoint.every_steps = 4
     made.job.config.checkpoint.keep_best = 0
+    made.job.config.ema = EmaConfig()
     made.store.finished.return_value = []
     return made
 
@@ -78,6 +80,14 @@ def test_the_accuracy_of_a_step_goes_with_that_step_alone(saver):
     saver.note_accuracy(9, {"eval/probe_top1_fraction": 0.2})
     saver.save(9, must=False)
     assert saver.store.save.call_args.kwargs["accuracy_fraction"] == 0.2
+
+
+@pytest.mark.parametrize(("result", "accuracy"), [("ema", 0.25), ("raw", 0.5)])
+def test_the_accuracy_is_that_of_the_weights_that_the_run_gives(saver, result, accuracy):
+    saver.job.config.ema = EmaConfig(decay=0.9, result=result)
+    saver.note_accuracy(6, {"eval/top1_fraction": 0.5, "eval/ema_top1_fraction": 0.25})
+    saver.save(6, must=False)
+    assert saver.store.save.call_args.kwargs["accuracy_fraction"] == accuracy
 
 
 def test_evaluated_steps_are_due_where_the_best_are_kept(saver):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from pretrain import dist
 from pretrain.errors import DataError
-from pretrain.evaluate.classification import EvalResult, count, evaluate, result
+from pretrain.evaluate.classes import match_classes
+from pretrain.evaluate.classification import EvalResult, result
+from pretrain.evaluate.tally import Mapping, Tally, count_batches
 from pretrain.metrics.names import check_declared
 from pretrain.world import World
 
@@ -21,13 +23,19 @@ CPU = torch.device("cpu")
 class FakeBatch:
     images: torch.Tensor
     labels: torch.Tensor
+    sample_ids: torch.Tensor
     valid: torch.Tensor
 
 
 def counts(logits, labels, valid=None):
+    """Images, right in the first place, right in the first five, and the mean loss."""
     logits = torch.tensor(logits, dtype=torch.float32)
     valid = torch.ones(len(labels), dtype=torch.bool) if valid is None else torch.tensor(valid)
-    return count(logits, torch.tensor(labels), valid).tolist()
+    tally = Tally(logits.shape[1], CPU)
+    tally.add(logits, torch.tensor(labels), valid, torch.arange(len(labels)))
+    total = tally.total()
+    top1, top5 = (sum(getattr(row, key) for row in total.by_class) for key in ("top1", "top5"))
+    return [total.overall.images, top1, top5, total.overall.loss]
 
 
 def place_by_sorting(row, label):
@@ -35,7 +43,7 @@ def place_by_sorting(row, label):
     return sorted(range(len(row)), key=lambda index: (-row[index], index)).index(label)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True, scope="module")
 def alone():
     dist.initialize(World(), CPU, timeout_seconds=30)
     yield
@@ -46,12 +54,12 @@ def test_the_sums_are_those_of_torch():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(64, 12, generator=generator)
     labels = torch.randint(0, 12, (64,), generator=generator)
-    images, top1, top5, loss_sum = count(logits, labels, torch.ones(64, dtype=torch.bool)).tolist()
+    images, top1, top5, loss = counts(logits.tolist(), labels.tolist())
     assert images == 64
     assert top1 == (logits.argmax(1) == labels).sum()
     assert top5 == (logits.topk(5).indices == labels[:, None]).any(1).sum()
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    assert loss_sum == pytest.approx(losses.double().sum().item(), rel=1e-8)
+    assert loss == pytest.approx(losses.double().mean().item(), rel=1e-8)
 
 
 @settings(deadline=None, max_examples=50)
@@ -93,22 +101,34 @@ def test_padding_is_never_counted_whatever_it_holds():
 
 
 def test_nan_is_wrong_even_beside_a_high_logit():
-    images, top1, top5, loss_sum = counts([[9.0, math.nan], [9.0, 0.0]], [0, 0])
+    images, top1, top5, loss = counts([[9.0, math.nan], [9.0, 0.0]], [0, 0])
     assert (images, top1, top5) == (2, 1, 1)
-    assert math.isnan(loss_sum)
+    assert math.isnan(loss)
 
 
 def batches_of(images, labels, size, padding=0):
     total = len(labels) + padding
     images = torch.cat((images, images[:1].expand(padding, -1, -1, -1)))
     labels = torch.cat((labels, torch.zeros(padding, dtype=torch.int64)))
-    valid = torch.arange(total) < total - padding
-    parts = zip(images.split(size), labels.split(size), valid.split(size), strict=True)
-    return [FakeBatch(*part) for part in parts]
+    ids = torch.arange(total)
+    columns = (images, labels, ids, ids < total - padding)
+    return [FakeBatch(*part) for part in zip(*(c.split(size) for c in columns), strict=True)]
+
+
+def evaluate(logits_of, batches, prepare, classes):
+    mapping = Mapping(identity(classes), CPU)
+    tally = Tally(classes, CPU)
+    count_batches(logits_of, batches, prepare, mapping, tally, CPU)
+    return tally.total().overall
+
+
+def identity(classes):
+    ids = [f"n{position:08d}" for position in range(classes)]
+    return match_classes(ids, ids, what="set", leave_out_unknown=False, switch="")
 
 
 @pytest.mark.parametrize(("size", "padding"), [(1, 0), (4, 0), (5, 3), (64, 41)])
-def test_the_result_does_not_depend_on_batches_or_padding(alone, size, padding):
+def test_the_result_does_not_depend_on_batches_or_padding(size, padding):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (23, 3, 2, 2), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 8, (23,), generator=generator)
@@ -119,7 +139,7 @@ def test_the_result_does_not_depend_on_batches_or_padding(alone, size, padding):
             lambda prepared: prepared.flatten(1) @ head,
             batches_of(images, labels, size, padding),
             lambda raw: raw.float() / 255,
-            device=CPU,
+            8,
         )
 
     got, whole = evaluate_in(size, padding), evaluate_in(23, 0)
@@ -129,20 +149,20 @@ def test_the_result_does_not_depend_on_batches_or_padding(alone, size, padding):
 
 
 @pytest.mark.parametrize("label", [-1, 8])
-def test_a_label_outside_the_classes_is_refused(alone, label):
+def test_a_label_outside_the_classes_is_refused(label):
     images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
     with pytest.raises(DataError, match="8 classes"):
         evaluate(
             lambda prepared: torch.zeros(len(prepared), 8),
             batches_of(images, torch.tensor([0, label]), 2),
             torch.Tensor.float,
-            device=CPU,
+            8,
         )
 
 
-def test_no_image_is_refused(alone):
+def test_no_image_is_refused():
     with pytest.raises(DataError, match="got none"):
-        evaluate(lambda images: images, [], lambda images: images, device=CPU)
+        Tally(8, CPU).total()
 
 
 def test_results_are_means_under_declared_names():

@@ -9,7 +9,7 @@ import torch
 from pretrain import dist
 from pretrain.errors import DataError
 from pretrain.evaluate.classes import LEFT_OUT, ClassMap, match_classes
-from pretrain.evaluate.tally import Confusion, MappedBatch, Mapping, Tally
+from pretrain.evaluate.tally import Confusion, MappedBatch, Mapping, Mistake, Tally
 from pretrain.world import World
 
 CPU = torch.device("cpu")
@@ -91,9 +91,21 @@ def test_nothing_depends_on_the_cut_into_batches(drawn):
     assert totals[0] == totals[1] == totals[2]
 
 
-def test_no_image_is_refused():
-    with pytest.raises(DataError, match="got none"):
-        Tally(CLASSES, CPU).total()
+def test_mistakes_are_the_first_of_each_class_in_manifest_order(drawn):
+    logits, labels, valid, _ = drawn
+    ids = torch.arange(ROWS).flip(0)
+    tally = Tally(CLASSES, CPU)
+    for part in torch.arange(ROWS).split(16):
+        tally.add(logits[part], labels[part], valid[part], ids[part])
+    expected = []
+    for label in (4, 1):
+        rows = [row for row in torch.arange(ROWS)[valid].tolist() if int(labels[row]) == label]
+        answers = [(int(ids[row]), order_of(logits[row].tolist())[0]) for row in rows if row != 7]
+        wrong = sorted((sample, best) for sample, best in answers if best != label)
+        assert len(wrong) > 2, "the case says nothing"
+        expected += [Mistake(sample, label, best) for sample, best in wrong[:2]]
+    assert tally.mistakes([4, 1], 2) == expected
+    assert Tally(CLASSES, CPU).mistakes([0], 2) == []
 
 
 def test_logits_and_labels_are_put_in_terms_of_the_classes_evaluated():
@@ -102,11 +114,11 @@ def test_logits_and_labels_are_put_in_terms_of_the_classes_evaluated():
     assert mapping.logits(torch.arange(10.0).view(2, 5)).tolist() == [[4, 1], [9, 6]]
     labels = torch.tensor([0, 1, 2, 77])
     valid = torch.tensor([True, True, True, False])
-    batch = mapping.batch(MappedBatch(torch.zeros(4), labels, valid))
+    batch = mapping.batch(MappedBatch(torch.zeros(4), labels, torch.arange(4), valid))
     assert batch.valid.tolist() == [True, False, True, False]
     assert batch.labels[batch.valid].tolist() == [1, 0]
     with pytest.raises(DataError, match="labels run from 3 to 3, but"):
-        mapping.batch(MappedBatch(torch.zeros(1), torch.tensor([3]), torch.tensor([True])))
+        mapping.batch(MappedBatch(*map(torch.tensor, ([0], [3], [0], [True]))))
 
 
 def match(model, wanted, *, leave_out=False):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pretrain.config.schema import EmaConfig
 from pretrain.metrics import recorder as recorder_module
 from pretrain.metrics.jsonl import read_lines
 from pretrain.metrics.recorder import Recorder
@@ -13,10 +14,10 @@ from pretrain.metrics.recorder import Recorder
 def record(run, make_config):
     """Open a recorder of an attempt."""
 
-    def open_recorder(*, attempt=1, resume_step=0, rank=0):
+    def open_recorder(*, attempt=1, resume_step=0, rank=0, ema=None):
         return Recorder(
             run,
-            make_config(),
+            make_config().model_copy(update={"ema": ema or EmaConfig()}),
             rank=rank,
             attempt=attempt,
             resume_step=resume_step,
@@ -211,6 +212,14 @@ def test_a_resumed_run_remembers_its_accuracy(run, record):
     with record(attempt=2, resume_step=20):
         assert run.read_progress()["eval_top1_fraction"] == 0.5
         assert run.read_progress()["probe_top1_fraction"] == 0.25
+
+
+def test_the_accuracy_is_that_of_the_weights_that_the_run_gives(run, record):
+    with record(ema=EmaConfig(decay=0.9)) as recorder:
+        recorder.write(20, {"eval/top1_fraction": 0.5, "eval/ema_top1_fraction": 0.75})
+        recorder.write(20, {"eval/probe_top1_fraction": 0.2, "eval/probe_ema_top1_fraction": 0.3})
+    assert run.read_progress()["eval_top1_fraction"] == 0.75
+    assert run.read_progress()["probe_top1_fraction"] == 0.3
 
 
 def test_a_loss_that_is_not_finite_leaves_progress_valid(run, record):

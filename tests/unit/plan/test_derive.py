@@ -163,6 +163,16 @@ def test_a_probe_costs_time_and_is_named(tmp_path):
     assert unknown in render(config, without)
 
 
+def test_an_average_is_evaluated_too_and_costs_as_much_again(tmp_path):
+    averaged = ["ema.decay=0.9999"]
+    manifest = manifest_of(tmp_path, classes=1000, train=10_300)
+    plan, without = (plan_of("swin_t_1k", more, manifest=manifest) for more in (averaged, []))
+    flop = 300 * 50 * 2 * plan.forward_macs_per_image
+    assert (plan.cost.exaflop - without.cost.exaflop) * 1e18 == pytest.approx(flop, rel=1e-4)
+    said = "every epoch, 300 times, with the weights and with their average"
+    assert said in render(load_run("swin_t_1k", averaged), plan)
+
+
 def test_the_text_says_what_is_evaluated(tmp_path):
     config = load_run("swin_t_1k")
     plan = plan_of("swin_t_1k", manifest=manifest_of(tmp_path, classes=1000, train=10_300))
