@@ -52,7 +52,7 @@ class _Set(NamedTuple):
 
 
 def evaluated(job: Job) -> list[Evaluated]:
-    """Every split that is evaluated, with its period and its images, once for each of the weights."""
+    """Every split that is evaluated: its period, and its images, times the weights measured."""
     found = (
         (_own_period(job), job.plan.eval_samples),
         (_probe_period(job), job.plan.probe_samples),
