@@ -16,6 +16,7 @@ from pretrain.augment.pipeline import Augment
 from pretrain.data.batch import BadSample, Batch
 from pretrain.engine.engine import Values
 from pretrain.job import Job
+from pretrain.metrics.recorder import Recorder
 
 _micro_batches = train.micro_batches
 
@@ -27,10 +28,11 @@ def traced_micro_batches(
     device: torch.device,
     step: int,
     bad_samples: list[BadSample],
+    recorder: Recorder,
 ) -> Iterator[tuple[Values, Values]]:
     """`train.micro_batches`, noting what it takes from the stream."""
     noted = _noting(job, stream, step)
-    return _micro_batches(job, augment, noted, device, step, bad_samples)
+    return _micro_batches(job, augment, noted, device, step, bad_samples, recorder)
 
 
 def _noting(job: Job, stream: Iterator[Batch], step: int) -> Iterator[Batch]:

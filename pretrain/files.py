@@ -8,14 +8,19 @@ from typing import Any
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old text or the new, never a part.
+    """Write a small file, UTF-8, as `replace_bytes` does."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a small file so that readers see the old content or the new, never a part.
 
     Raises:
-        OSError: it cannot be written; the old text is still there.
+        OSError: it cannot be written; the old content is still there.
     """
     staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with staged.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     staged.replace(path)

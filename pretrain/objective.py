@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pretrain.augment.build import augment_of
 from pretrain.augment.masking import MaskedAugment
 from pretrain.augment.pipeline import Augment
 from pretrain.config.schema import RunConfig
@@ -42,12 +43,10 @@ def objective_of(config: RunConfig) -> Objective:
     Raises:
         ConfigError: the model or the augmentation cannot be built.
     """
-    augment = Augment(config.augment, num_classes=config.model.num_classes, seed=config.seed)
+    augment = augment_of(config)
     recomputed = config.engine.activation_checkpointing
     if config.masking is None:
         model = build(config.model, recomputed)
         return Objective(model, model, augment, soft_target_cross_entropy, hits)
     masked = build_masked(config.model, recomputed)
-    return Objective(
-        masked, masked.encoder, MaskedAugment(augment, config.masking), restoration_loss, None
-    )
+    return Objective(masked, masked.encoder, augment, restoration_loss, None)

@@ -12,6 +12,9 @@ from pretrain.data.loader import Batches, train_batches
 from pretrain.engine.engine import Values
 from pretrain.engine.schedule import learning_rate
 from pretrain.job import Job
+from pretrain.metrics.recorder import Recorder
+from pretrain.preview.compose import Given, first_group
+from pretrain.preview.first_batch import draw_first_batch
 from pretrain.recovery import read_skips
 
 
@@ -40,6 +43,7 @@ def micro_batches(
     device: torch.device,
     step: int,
     bad_samples: list[BadSample],
+    recorder: Recorder,
 ) -> Iterator[tuple[Values, Values]]:
     """Yield this rank's augmented micro-batches of a step, each made when it is asked for.
 
@@ -50,6 +54,7 @@ def micro_batches(
         device: where they are to be.
         step: 0-based index of the step.
         bad_samples: what this rank could not use is added here.
+        recorder: told of the picture of the run's first micro-batch, which rank zero draws.
     """
     plan, rank = job.plan, job.world.rank
     for number in range(rank * plan.accumulation, (rank + 1) * plan.accumulation):
@@ -57,13 +62,16 @@ def micro_batches(
         bad_samples += batch.bad
         # Drop path draws from torch: the same at any resume, different in every micro-batch.
         torch.manual_seed(_stream_seed(job.config.seed, step, number))
-        yield augment(
+        made = augment(
             batch.images.to(device, non_blocking=True),
             batch.labels.to(device, non_blocking=True),
             batch.seeds,
             step=step,
-            first_group=number * plan.micro_batch // job.config.augment.mix_group,
+            first_group=first_group(job.config.augment, number, plan.micro_batch),
         )
+        if step == 0 and number == 0:
+            draw_first_batch(job, recorder, augment, batch, Given(*made))
+        yield made
 
 
 def rate(job: Job, step: int) -> float:

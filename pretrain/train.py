@@ -222,7 +222,13 @@ def run_steps(parts: Parts) -> str | Fault:
             with parts.clock.phase("step"), parts.activations.watched(recorded):
                 lr = rate(job, step)
                 made = micro_batches(
-                    job, parts.objective.augment, stream, parts.device, step, parts.bad_samples
+                    job,
+                    parts.objective.augment,
+                    stream,
+                    parts.device,
+                    step,
+                    parts.bad_samples,
+                    parts.recorder,
                 )
                 result = parts.engine.train_step(made, lr, sampled=recorded)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)

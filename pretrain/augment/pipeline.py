@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pretrain.augment.draws import Stream, draw_uniform
-from pretrain.augment.erasing import erase
-from pretrain.augment.mixing import check_groups, draw_mix, mix_groups, soft_targets
+from pretrain.augment.erasing import draw_boxes, erase
+from pretrain.augment.mixing import Mix, check_groups, draw_mix, mix_groups, soft_targets
 from pretrain.augment.policy import parse_policy
 from pretrain.augment.randaugment import RandAugment
 from pretrain.config.schema import AugmentConfig
@@ -57,19 +57,10 @@ class Augment:
         Raises:
             ConfigError: Mixing is on and B is not a multiple of ``mix_group``.
         """
-        groups = check_groups(len(images_u8), self.settings)
         height, width = images_u8.shape[2:]
-        mixes = [
-            draw_mix(
-                self.settings,
-                seed=self.seed,
-                step=step,
-                group=first_group + group,
-                height=height,
-                width=width,
-            )
-            for group in range(groups)
-        ]
+        mixes = self.draw_mixes(
+            len(images_u8), step=step, first_group=first_group, height=height, width=width
+        )
         images = self.augment_samples(images_u8, seeds)
         if self.settings.mixes:
             images = mix_groups(images, mixes)
@@ -80,6 +71,56 @@ class Augment:
             label_smoothing=self.settings.label_smoothing,
         )
         return images, targets
+
+    def draw_mixes(
+        self, batch_size: int, *, step: int, first_group: int, height: int, width: int
+    ) -> list[Mix]:
+        """Draw how each group of a micro-batch is mixed: a pure function of its arguments.
+
+        Args:
+            batch_size: B, images of the micro-batch.
+            step: Optimizer step, from 0.
+            first_group: As `__call__`.
+            height: Of the images, pixels.
+            width: Of the images, pixels.
+
+        Raises:
+            ConfigError: Mixing is on and B is not a multiple of ``mix_group``.
+        """
+        return [
+            draw_mix(
+                self.settings,
+                seed=self.seed,
+                step=step,
+                group=first_group + group,
+                height=height,
+                width=width,
+            )
+            for group in range(check_groups(batch_size, self.settings))
+        ]
+
+    def draws_of(self, seeds: Tensor, *, height: int, width: int) -> list[tuple[str, ...]]:
+        """Name what `augment_samples` does to each sample, in order, for people.
+
+        Args:
+            seeds: int64 [B].
+            height: Of the images, pixels.
+            width: Of the images, pixels.
+
+        Returns:
+            For each sample those that were drawn: ``flip``, operations of RandAugment, ``erase``.
+        """
+        seeds = seeds.cpu()
+        named = [[] for _ in range(len(seeds))]
+        for sample in is_flipped(seeds, self.settings.flip_probability).nonzero().flatten():
+            named[sample].append("flip")
+        if self.randaugment is not None:
+            for sample, operations in enumerate(self.randaugment.names_of(seeds)):
+                named[sample] += operations
+        boxes = draw_boxes(seeds, self.settings.erase_probability, height, width)
+        for sample in boxes.sample:
+            named[sample].append("erase")
+        return [tuple(names) for names in named]
 
     def augment_samples(self, images_u8: Tensor, seeds: Tensor) -> Tensor:
         """Do all that concerns each sample alone: everything but mixing.
@@ -111,10 +152,16 @@ def flip(images: Tensor, seeds: Tensor, probability: float) -> Tensor:
     Returns:
         A new tensor of the shape and type of ``images``.
     """
-    flipped = draw_uniform(seeds, Stream.FLIP) < probability
-    samples = flipped.nonzero().flatten().to(images.device, non_blocking=True)
+    samples = (
+        is_flipped(seeds, probability).nonzero().flatten().to(images.device, non_blocking=True)
+    )
     images = images.clone(memory_format=torch.contiguous_format)
     return images.index_copy_(0, samples, images.index_select(0, samples).flip(-1))
+
+
+def is_flipped(seeds: Tensor, probability: float) -> Tensor:
+    """Draw which samples are mirrored: bool of the shape of ``seeds``."""
+    return draw_uniform(seeds, Stream.FLIP) < probability
 
 
 def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -89,6 +89,18 @@ class RandAugment:
                 images.index_copy_(0, samples, result)
         return images
 
+    def names_of(self, seeds: Tensor) -> list[list[str]]:
+        """Name the operations that each sample goes through, in order, such as ``Posterize``.
+
+        Args:
+            seeds: int64 [B], on the host.
+        """
+        operations = increasing_operations(self.fill)
+        names = [op.name.removesuffix("Increasing").removesuffix("Rel") for op in operations]
+        layers = [self.draw(seeds, layer)[0].tolist() for layer in range(self.policy.layers)]
+        of_samples = zip(*layers, strict=True)
+        return [[names[index] for index in drawn if index >= 0] for drawn in of_samples]
+
     def draw(self, seeds: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draw what a layer does to each sample.
 
