@@ -1,6 +1,7 @@
 """``python -m pretrain.augment preview …``: look at what augmentation makes of the images."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pretrain.files import replace_bytes
 from pretrain.lookup import RUNS_DIR
 from pretrain.preview.drawing import COLUMNS, png_of
 from pretrain.preview.listing import listing
-from pretrain.preview.request import check_options, request_of
+from pretrain.preview.request import Request, request_of_config, request_of_run
 from pretrain.preview.sheet import IMAGES
 
 
@@ -20,8 +21,8 @@ def main(arguments: Sequence[str]) -> int:
         PretrainError: bad input, before anything is written.
     """
     options = _parser().parse_intermixed_args(arguments)
-    check_options(options)
-    request = request_of(options)
+    _check(options)
+    request = _request(options)
     # Only now is torch worth its seconds.
     from pretrain.preview.remake import sheet_of_request
 
@@ -74,6 +75,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="with --config")
     return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("images", "columns"):
+        value = getattr(options, name)
+        if value < 1:
+            raise ConfigError(f"--{name}: expected at least 1, got {value}")
+    if options.run is not None and options.overrides:
+        raise ConfigError(
+            f"--run {options.run}: its config is settled; key=value goes with --config"
+        )
+    out, folder = options.out, options.out.absolute().parent
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out: {out}: expected a name that ends in .png")
+    if out.is_dir():
+        raise ConfigError(f"--out: {out}: is a directory; expected a file to write")
+    if not folder.is_dir():
+        raise ConfigError(f"--out: {out}: {folder} is not a directory; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {out}: {folder} is not writable; give another path")
+
+
+def _request(options: argparse.Namespace) -> Request:
+    which = {"step": options.step, "number": options.micro_batch}
+    if options.run is not None:
+        return request_of_run(options.run, Path(options.runs_dir), **which)
+    return request_of_config(options.config, options.overrides, **which)
 
 
 if __name__ == "__main__":

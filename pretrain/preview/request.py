@@ -1,7 +1,5 @@
 """Which micro-batch somebody asks to see, checked before anything is made. Imports no torch."""
 
-import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from pretrain.data.manifest import Manifest
 from pretrain.data.skips import Skip
 from pretrain.errors import ConfigError
 from pretrain.files import read_json
-from pretrain.lookup import find_run
+from pretrain.lookup import RUNS_DIR, find_run
 from pretrain.plan.derive import make_plan
 from pretrain.plan.resources import Resources
 from pretrain.preflight import free_disk_bytes, require_manifest
@@ -45,86 +43,77 @@ class Request:
         return self.config.batch.global_size // self.micro_batch
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse numbers and files that cannot be meant.
+def request_of_config(
+    name: str, overrides: Sequence[str] = (), *, step: int = 0, number: int = 0
+) -> Request:
+    """Ask for a micro-batch of a config, whether or not there is a run of it.
+
+    Micro-batches are as one rank would have them.
+
+    Args:
+        name: a file in configs/, or a path to one.
+        overrides: ``key=value`` each.
+        step: from 0.
+        number: of the micro-batch in the global batch, from 0.
 
     Raises:
-        ConfigError: names the switch.
+        PretrainError: there is no such config, its shards are missing, or it has no such step or
+            micro-batch.
     """
-    for name, least in (("step", 0), ("micro_batch", 0), ("images", 1), ("columns", 1)):
-        value = getattr(options, name)
-        if value < least:
-            switch = name.replace("_", "-")
-            raise ConfigError(f"--{switch}: expected at least {least}, got {value}")
-    out, folder = options.out, options.out.absolute().parent
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out: {out}: expected a name that ends in .png")
-    if out.is_dir():
-        raise ConfigError(f"--out: {out}: is a directory; expected a file to write")
-    if not folder.is_dir():
-        raise ConfigError(f"--out: {out}: {folder} is not a directory; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out: {out}: {folder} is not writable; give another path")
-
-
-def request_of(options: argparse.Namespace) -> Request:
-    """Find out what is asked for and make sure that there is such a thing.
-
-    Raises:
-        PretrainError: there is no such config or run, its shards are missing, or it has no such
-            step or micro-batch.
-    """
-    if options.run is None:
-        request, total_steps = _of_config(options)
-    else:
-        request, total_steps = _of_run(options)
-    if request.step >= total_steps:
-        raise ConfigError(
-            f"--step: {request.step} is beyond the end: the run has {total_steps:,} steps, "
-            f"0 to {total_steps - 1}"
-        )
-    if request.number >= request.micro_batches:
-        raise ConfigError(
-            f"--micro-batch: {request.number} is beyond the global batch of "
-            f"{request.config.batch.global_size}: it has {request.micro_batches} of "
-            f"{request.micro_batch} images, 0 to {request.micro_batches - 1}"
-        )
-    return request
-
-
-def _of_config(options: argparse.Namespace) -> tuple[Request, int]:
-    names = expand_chain([options.config])
+    names = expand_chain([name])
     if len(names) > 1:
-        raise ConfigError(
-            f"--config {options.config}: a chain of {', '.join(names)}; look at one of them"
-        )
-    config = load_run(names[0], options.overrides)
-    _check_trains(config, f"--config {options.config}")
+        raise ConfigError(f"--config {name}: a chain of {', '.join(names)}; look at one of them")
+    config = load_run(names[0], overrides)
+    _check_trains(config, f"--config {name}")
     manifest = require_manifest(config)
-    # On one rank, whatever it would compute on: which images a step takes does not depend on it.
+    # Whatever it would compute on: which images a step takes does not depend on it.
     alone = Resources(device="cuda", nodes=1, ranks_per_node=1)
     plan = make_plan(config, manifest, alone, free_disk_bytes=free_disk_bytes(config))
-    request = Request(config, manifest, options.step, options.micro_batch, plan.micro_batch)
-    return request, plan.total_steps
+    request = Request(config, manifest, step, number, plan.micro_batch)
+    return _checked(request, plan.total_steps)
 
 
-def _of_run(options: argparse.Namespace) -> tuple[Request, int]:
-    if options.overrides:
-        raise ConfigError(
-            f"--run {options.run}: its config is settled; key=value goes with --config"
-        )
-    run = find_run(options.run, Path(options.runs_dir))
+def request_of_run(
+    name: str, runs_dir: Path = Path(RUNS_DIR), *, step: int = 0, number: int = 0
+) -> Request:
+    """Ask for a micro-batch of a run, divided as it was planned, without what it left out.
+
+    Args:
+        name: of the run, or its directory.
+        runs_dir: where runs are that are given by name.
+        step: from 0.
+        number: of the micro-batch in the global batch, from 0.
+
+    Raises:
+        PretrainError: there is no such run, its shards are missing, or it has no such step or
+            micro-batch.
+    """
+    run = find_run(name, runs_dir)
     config = run.read_config()
-    _check_trains(config, f"--run {options.run}")
+    _check_trains(config, f"--run {name}")
     manifest = require_manifest(config)
     micro_batch, total_steps = _planned(run)
-    # Imports torch, which a run needs anyway.
+    # Imports torch, which whoever looks at the request needs anyway.
     from pretrain.recovery import read_skips
 
-    request = Request(
-        config, manifest, options.step, options.micro_batch, micro_batch, read_skips(run)
+    return _checked(
+        Request(config, manifest, step, number, micro_batch, read_skips(run)), total_steps
     )
-    return request, total_steps
+
+
+def _checked(request: Request, total_steps: int) -> Request:
+    """Refuse what a run has not."""
+    if not 0 <= request.step < total_steps:
+        raise ConfigError(
+            f"--step: expected 0 to {total_steps - 1}, since the run has {total_steps} steps, "
+            f"got {request.step}"
+        )
+    if not 0 <= request.number < request.micro_batches:
+        raise ConfigError(
+            f"--micro-batch: expected 0 to {request.micro_batches - 1}, since a global batch is "
+            f"{request.micro_batches} of {request.micro_batch} images, got {request.number}"
+        )
+    return request
 
 
 def _planned(run: RunDirectory) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import final_state, records, start, train, wait_for
+from test_training import check_picture, final_state, records, start, train, wait_for
 
 from pretrain.convert.export import read_weights
 
@@ -53,6 +53,7 @@ def test_pretraining_on_masked_images_and_fine_tuning_from_it(config, tmp_path):
     assert rates[8] == pytest.approx(1e-4)
     assert not any(key.startswith("eval/") for line in written for key in line)
     assert (run / "report.html").stat().st_size > 1000
+    check_picture(run)
 
     exported = json.loads((run / "export" / "config.json").read_text())
     assert (exported["classes"], exported["model"]["variant"]) == ([], "swin_t")

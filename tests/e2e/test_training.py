@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pretrain.augment.__main__ import main as augment
 from pretrain.checkpoint.resume import newest_valid
 from pretrain.convert.__main__ import main as convert
 
@@ -84,6 +85,16 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def check_picture(run: Path) -> None:
+    """What a run drew of its first step is what is drawn of it later, and was drawn once."""
+    later = run.with_name(f"{run.name}.png")
+    assert augment(["preview", "--run", str(run), "--out", str(later)]) == 0
+    assert (run / "augmentation.png").read_bytes() == later.read_bytes()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    drawn = [event for event in events if event["event"].startswith("augmentation")]
+    assert [(event["event"], event["attempt"]) for event in drawn] == [("augmentation_drawn", 1)]
+
+
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
@@ -106,6 +117,7 @@ def test_a_killed_run_resumes_to_the_bit(config, tmp_path):
     output = train(config, "name=killed")
 
     assert f"checkpoint refused: reason {damaged}" in output
+    check_picture(killed)
     assert "resumed: checkpoint step_000000" in output
     assert records(killed) == records(twin)
     twin_state, killed_state = final_state(twin), final_state(killed)
@@ -143,6 +155,7 @@ def test_two_ranks_learn_what_one_does_and_one_continues_what_two_began(config, 
     # Drop path and reduction order aside, both saw the same pixels and targets in each step.
     assert one[0]["train/loss"] == pytest.approx(two[0]["train/loss"], rel=1e-5)
     assert one[-1]["eval/images"] == two[-1]["eval/images"]
+    check_picture(tmp_path / "runs" / "two")
 
     last = tmp_path / "runs" / "two" / "checkpoints"
     newest = max(path.name for path in last.iterdir())

@@ -44,6 +44,7 @@ TORCH_FREE = (
     "pretrain.data.remote_split",
     "pretrain.data.order",
     "pretrain.models.variants",
+    "pretrain.augment.__main__",
     "pretrain.metrics.names",
     "pretrain.metrics.__main__",
     "pretrain.metrics.report.charts",
