@@ -25,13 +25,13 @@ class Waits:
         self._marks: list[tuple[Any, Any]] = []
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, timed, and whatever it returns to be waited for as well."""
+        """Return the function, timed; if it returns what can be waited for, so is that wait."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = self._mark()
             result = function(*args, **kwargs)
             self._marks.append((start, self._mark()))
-            return result if result is None else _Work(result, self)
+            return _Work(result, self) if hasattr(result, "wait") else result
 
         return timed
 

@@ -53,8 +53,14 @@ def make_model(case: Case) -> Swin:
     return build(config, (case.recompute,) * 4)
 
 
-def make_engine(world: World, case: Case, loss_scale: float = LOSS_SCALE) -> Engine:
-    model = make_model(case)
+def make_engine(
+    world: World,
+    case: Case,
+    loss_scale: float = LOSS_SCALE,
+    model: Swin | None = None,
+    stages: dict[str, int] | None = None,
+) -> Engine:
+    model = make_model(case) if model is None else model
     if case.compiled:
         compile_blocks(model, backend="aot_eager")
     return Engine(
@@ -83,6 +89,7 @@ def make_engine(world: World, case: Case, loss_scale: float = LOSS_SCALE) -> Eng
         undecayed=model.no_weight_decay_names(),
         depths=model.layer_depths(),
         average=EmaConfig(decay=EMA_DECAY, warmup=False) if case.average else None,
+        stages=stages,
     )
 
 
