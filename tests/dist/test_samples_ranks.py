@@ -33,15 +33,17 @@ def check(found: dict[str, Any], ranks: int) -> None:
             assert row["there"] - row["seen"] == (row["case"]["kind"] == "lamb"), row
 
 
-def test_sampled_steps_say_what_a_plain_loop_does_in_every_stage():
-    check(run_ranks("cases_samples:suite", 2, ROWS)[0], ranks=2)
+def test_sampled_steps_say_what_a_plain_loop_does():
+    check(run_ranks("cases_samples:suite", 2, [ROWS[0], ROWS[2]], [0])[0], ranks=2)
 
 
 @pytest.mark.slow
-def test_so_does_one_rank_alone():
-    check(run_ranks("cases_samples:suite", 1, ROWS, timeout_seconds=300)[0], ranks=1)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_so_they_do_in_every_stage_on_one_rank_and_two(ranks):
+    found = run_ranks("cases_samples:suite", ranks, ROWS, [0, 1, 2], timeout_seconds=300)
+    check(found[0], ranks)
 
 
 @pytest.mark.slow
 def test_so_do_the_other_families_compiled_and_recomputed():
-    check(run_ranks("cases_samples:suite", 2, MORE, timeout_seconds=300)[0], ranks=2)
+    check(run_ranks("cases_samples:suite", 2, MORE, [1], timeout_seconds=300)[0], ranks=2)
