@@ -13,22 +13,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pretrain.errors import WandbError
 from pretrain.metrics.mirror.dashboard import Axis
+from pretrain.metrics.mirror.probe import what_is_wrong
 
 UPLOAD_SECONDS = 90.0
 """Longest time that both take together."""
 REQUEST_SECONDS = 15
 """Longest wait for one answer, unless WANDB_HTTP_TIMEOUT says otherwise."""
-PROBE_SECONDS = 5.0
-"""Longest wait for what may explain a failure."""
 VIEW = "swinpretrain"
 """The workspace's name in its address, ``…/PROJECT?nw=swinpretrain``."""
 LONGEST_REASON = 400
@@ -149,32 +145,12 @@ def _explained(error: Exception) -> str:
     if isinstance(error, UsageError):  # nobody is logged in
         return reason
     url = str(wandb.setup().settings.base_url)
-    wrong = _what_is_wrong(url)
+    wrong = what_is_wrong(url)
     if wrong:
         return f"{url}: {wrong}; see WANDB_BASE_URL and the network"
     if "did not respond in time" in reason:  # it says so of its own service, which waited
         return f"{url}: no answer within {os.environ['WANDB_HTTP_TIMEOUT']} s"
     return reason
-
-
-def _what_is_wrong(url: str) -> str | None:
-    """What a request without credentials meets: None where the server answers it somehow."""
-    found: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()  # noqa: S310
-            found.append(None)
-        except urllib.error.HTTPError as error:
-            found.append(f"answers {error.code} {error.reason}" if error.code >= 500 else None)
-        except (OSError, ValueError) as error:
-            found.append(str(getattr(error, "reason", error)))
-
-    # A thread, because a server that sends byte by byte meets every deadline of a socket.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return found[0] if found else f"no answer within {PROBE_SECONDS:g} s"
 
 
 if __name__ == "__main__":
