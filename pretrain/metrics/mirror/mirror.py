@@ -118,7 +118,7 @@ class WandbMirror:
             code = process.wait(self._finish_seconds)
         except subprocess.TimeoutExpired:
             kill(process)
-            self._problem = f"did not finish within {self._finish_seconds:g} s and was killed"
+            self._problem = _killed(self._finish_seconds, self._log_path)
             return
         if code and self._problem is None:
             self._problem = last_words(self._log_path) or f"its process ended with code {code}"
@@ -152,7 +152,7 @@ def send_the_rest(
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         kill(process)
-        return f"did not finish within {seconds:g} s and was killed"
+        return _killed(seconds, log_path)
     return (last_words(log_path) or f"its process ended with code {code}") if code else None
 
 
@@ -187,13 +187,22 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def last_words(log_path: Path) -> str:
-    """The reason that the process gave for its failure, or nothing."""
+    """Why the process failed, and what the server did then; nothing where it did not say."""
     try:
         lines = log_path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ""
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else ""
+    said = {"error": "", "note": ""}
+    for line in lines:
+        kind, separator, text = line.partition(": ")
+        if separator and kind in said:
+            said[kind] = text
+    return "; ".join(filter(None, said.values()))
+
+
+def _killed(seconds: float, log_path: Path) -> str:
+    reason = f"did not finish within {seconds:g} s and was killed"
+    return "; ".join(filter(None, (reason, last_words(log_path))))
 
 
 def run_id(settings_path: Path) -> str:

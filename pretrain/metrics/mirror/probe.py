@@ -1,4 +1,4 @@
-"""What a server does, where wandb only says that it did not get on with it. No wandb."""
+"""What a server does, where wandb only says that it did not get on with it."""
 
 import http.client
 import threading
@@ -7,6 +7,15 @@ import urllib.request
 
 PROBE_SECONDS = 3.0
 """Longest wait for what may explain a failure."""
+
+
+def server_problem() -> str | None:
+    """Return the address of wandb's server and what it does wrong; None where it answers."""
+    import wandb
+
+    url = str(wandb.setup().settings.base_url)
+    wrong = what_is_wrong(url)
+    return f"{url}: {wrong}" if wrong else None
 
 
 def what_is_wrong(url: str) -> str | None:

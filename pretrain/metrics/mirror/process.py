@@ -4,7 +4,8 @@
 and events.jsonl until its standard input says ``stop`` or ends, or its parent is gone. What it has
 to send it finds by reading the run's own ``.wandb`` files back. ``--last CODE`` sends what is left
 and ends the run with that exit code. Output goes to mirror.log; a line ``error: …`` is the reason
-of a failure. Any failure is an exit code, and nobody's loss.
+of a failure, ``note: …`` what the server does while wandb waits for it. Any failure is an exit code,
+and nobody's loss.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 from pretrain.metrics.mirror.files import local_files, read_file
 from pretrain.metrics.mirror.follow import Follower
+from pretrain.metrics.mirror.probe import server_problem
 from pretrain.metrics.mirror.sending import SAMPLES, STEP, Rows, sent_by
 from pretrain.metrics.mirror.telling import Teller
 from pretrain.metrics.names import METRICS
@@ -29,6 +31,8 @@ from pretrain.run_lock import try_lock
 POLL_SECONDS = 1.0
 FLUSH_SECONDS = 0.5
 """wandb's own interval is 15 s: a killed job would lose that much of its offline file."""
+PATIENCE_SECONDS = 2.0
+"""How long the server may take before it is looked at."""
 CORE_SECONDS = 10.0
 """Longest that wandb's own process goes on after the one that started it was killed."""
 EXIT_FAILED = 1
@@ -47,20 +51,34 @@ class Stop(threading.Event):
 
 
 @contextmanager
-def deadline(seconds: float, what: str) -> Iterator[None]:
-    """End this process if the block takes longer."""
+def deadline(seconds: float, what: str, *, online: bool) -> Iterator[None]:
+    """End this process if the block takes longer; before that, look what the server does.
+
+    wandb tries again and again without a word, and whoever waits for this process may end it.
+    """
+    over = threading.Event()
 
     def give_up() -> None:
         print(f"error: {what} took more than {seconds:g} s", flush=True)  # noqa: T201
         os._exit(EXIT_FAILED)
 
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
+    def look() -> None:
+        wrong = server_problem()
+        if wrong and not over.is_set():
+            print(f"note: {wrong}", flush=True)  # noqa: T201
+
+    timers = [threading.Timer(seconds, give_up)]
+    timers += [threading.Timer(PATIENCE_SECONDS, look)] if online else []
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        over.set()
+        for timer in timers:
+            timer.cancel()
+    print("note: ", flush=True)  # noqa: T201 - what was wrong is no longer
 
 
 def start_run(settings: dict[str, Any]) -> Any:
@@ -143,10 +161,10 @@ def mirror(settings: dict[str, Any], stop: Stop, exit_code: int | None) -> None:
         stop: is waited for.
         exit_code: the run's; None takes 0 from an orderly stop, else 1.
     """
-    directory = Path(settings["directory"])
+    directory, online = Path(settings["directory"]), settings["mode"] == "online"
     with alone(directory):
         sent = sent_by(read_file(path) for path in local_files(directory))
-        with deadline(settings["start_seconds"], "starting wandb"):
+        with deadline(settings["start_seconds"], "starting wandb", online=online):
             run = start_run(settings)
         rows = Rows(sent, settings["images_per_step"])
         teller = Teller(run, settings, sent)
@@ -169,7 +187,7 @@ def mirror(settings: dict[str, Any], stop: Stop, exit_code: int | None) -> None:
             run.log(row)
         teller.tell_all()
         code = int(not stop.orderly) if exit_code is None else exit_code
-        with deadline(settings["finish_seconds"], "finishing wandb"):
+        with deadline(settings["finish_seconds"], "finishing wandb", online=online):
             run.finish(exit_code=code)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from pretrain.errors import WandbError
 from pretrain.metrics.mirror.dashboard import Axis
-from pretrain.metrics.mirror.probe import what_is_wrong
+from pretrain.metrics.mirror.probe import server_problem
 
 UPLOAD_SECONDS = 90.0
 """Longest time that both take together."""
@@ -139,17 +139,14 @@ def _explained(error: Exception) -> str:
     reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
     if isinstance(error, ImportError | ValueError):
         return reason
-    import wandb
     from wandb.errors import UsageError
 
     if isinstance(error, UsageError):  # nobody is logged in
         return reason
-    url = str(wandb.setup().settings.base_url)
-    wrong = what_is_wrong(url)
-    if wrong:
-        return f"{url}: {wrong}; see WANDB_BASE_URL and the network"
+    if wrong := server_problem():
+        return f"{wrong}; see WANDB_BASE_URL and the network"
     if "did not respond in time" in reason:  # it says so of its own service, which waited
-        return f"{url}: no answer within {os.environ['WANDB_HTTP_TIMEOUT']} s"
+        return f"no answer within {os.environ['WANDB_HTTP_TIMEOUT']} s"
     return reason
 
 
