@@ -4,8 +4,8 @@
 and events.jsonl until its standard input says ``stop`` or ends, or its parent is gone. What it has
 to send it finds by reading the run's own ``.wandb`` files back. ``--last CODE`` sends what is left
 and ends the run with that exit code. Output goes to mirror.log; a line ``error: …`` is the reason
-of a failure, ``note: …`` what the server does while wandb waits for it. Any failure is an exit code,
-and nobody's loss.
+of a failure, ``note: …`` what the server does while wandb waits for it. Any failure is an exit
+code, and nobody's loss.
 """
 
 import argparse
@@ -239,8 +239,8 @@ def main(arguments: Sequence[str]) -> int:
         end_some_time(stop, settings["start_seconds"] + 2 * settings["finish_seconds"])
         mirror(settings, stop, options.last)
     except Exception as error:  # noqa: BLE001 - whatever wandb raises, the reason is all we keep
-        reason = " ".join(str(error).split())
-        print(f"error: {type(error).__name__}: {reason}", flush=True)  # noqa: T201
+        reason = " ".join([f"{type(error).__name__}:", *str(error).split()])
+        print(f"error: {reason.removesuffix(':')}", flush=True)  # noqa: T201
         return EXIT_FAILED
     return 0
 
