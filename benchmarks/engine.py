@@ -35,12 +35,10 @@ from pretrain.engine.runtime import import_deepspeed
 from pretrain.models.build import build, compile_blocks
 from pretrain.models.cost import count_forward_macs
 from pretrain.models.variants import shape_of
-from pretrain.plan.cost import TRAINING_FLOP_PER_FORWARD_MAC
+from pretrain.plan.devices import images_per_second_at_peak
 from pretrain.plan.memory import GIB, memory_bytes_per_rank
 from pretrain.world import World, world_from_environment
 
-DENSE_BF16_FLOP_PER_SECOND = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""Peaks in the makers' data sheets, without sparsity, by a part of the device's name."""
 SMALL = (
     "model.variant=swin_t", "model.embed_dim=48", "model.image_size=128", "model.window_size=4",
     "model.num_classes=1000",
@@ -261,11 +259,10 @@ def of_gpu(variant: Variant, ranks: int, images_per_second: float) -> list[str]:
     config = config_of(variant, gpu=True)
     shape = shape_of(config.model)
     memory = memory_bytes_per_rank(shape, config, variant.micro_batch, ranks)["memory"]
-    flop = images_per_second * TRAINING_FLOP_PER_FORWARD_MAC * count_forward_macs(shape)
     name = torch.cuda.get_device_name(0)
-    peaks = [peak for part, peak in DENSE_BF16_FLOP_PER_SECOND.items() if part in name]
+    peak = images_per_second_at_peak(name, "bf16", count_forward_macs(shape))
     estimate = f"{sum(memory.values()) / GIB:.3g}" if variant.stage else ""
-    return [estimate, f"{flop / peaks[0]:.1%}" if peaks else ""]
+    return [estimate, f"{images_per_second / peak:.1%}" if peak else ""]
 
 
 def where(gpu: bool) -> str:

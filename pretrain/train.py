@@ -30,6 +30,7 @@ from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
+from pretrain.plan.devices import images_per_second_at_peak
 from pretrain.plan.memory import compare_with_peak
 from pretrain.recovery import compare_ranks, find_checkpoint, go_back
 from pretrain.saving import Saver, open_store
@@ -146,6 +147,12 @@ def connect(
             saves_evaluated=config.checkpoint.keep_best > 0,
             saves_waited_for=not config.checkpoint.background,
             save_bytes=plan.checkpoint_bytes,
+        ),
+        ranks=job.world.size,
+        images_per_second_at_peak=images_per_second_at_peak(
+            torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            config.engine.precision,
+            plan.forward_macs_per_image,
         ),
         on_phase=lambda phase: watchdog.enter(phase or "step"),
     )

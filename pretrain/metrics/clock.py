@@ -20,6 +20,9 @@ class Clock:
     Args:
         global_batch: images of one step over all ranks.
         forecast: told how long each step, evaluation and save took.
+        ranks: devices that share a step.
+        images_per_second_at_peak: of one device that did nothing but multiply; None if nobody
+            knows.
         now: seconds that only grow.
         on_phase: told of every phase that begins or goes on; None is the time outside of them.
     """
@@ -29,11 +32,15 @@ class Clock:
         *,
         global_batch: int,
         forecast: Forecast,
+        ranks: int = 1,
+        images_per_second_at_peak: float | None = None,
         now: Callable[[], float] = time.monotonic,
         on_phase: Callable[[Phase | None], None] = lambda phase: None,
     ) -> None:
         self._global_batch = global_batch
         self.forecast = forecast
+        self._ranks = ranks
+        self._peak = images_per_second_at_peak
         self._now = now
         self._on_phase = on_phase
         self._stack: list[Phase] = []
@@ -113,7 +120,11 @@ class Clock:
             "perf/save_write_seconds": self._written["write"],
         }
         if self._steps:
-            values["perf/images_per_second"] = self._steps * self._global_batch / training
+            rate = self._steps * self._global_batch / training
+            values["perf/images_per_second"] = rate
+            values["perf/images_per_second_per_device"] = rate / self._ranks
+            if self._peak is not None:
+                values["perf/flop_utilisation_fraction"] = rate / self._ranks / self._peak
             values["perf/step_seconds"] = training / self._steps
             data = min(self._seconds["data"], training)
             values["perf/data_wait_fraction"] = data / training

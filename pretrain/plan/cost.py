@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 
+from pretrain.plan.devices import TRAINING_FLOP_PER_FORWARD_MAC, peak_flop_per_second
 from pretrain.plan.measured import MeasuredRate
 from pretrain.plan.resources import Resources
 
-TRAINING_FLOP_PER_FORWARD_MAC = 6
-"""Two operations per multiply-accumulate; the backward pass costs twice the forward pass."""
-
-ASSUMED_FLOP_PER_SECOND = {"cuda": 0.35 * 312e12, "cpu": 15e9}
-"""Sustained rate of one rank: 35 % of an A100's dense bf16 peak (312 TFLOP/s), and one CPU core."""
+ASSUMED_SHARE = 0.35
+_A100 = peak_flop_per_second("NVIDIA A100", "bf16") or 0.0
+ASSUMED_FLOP_PER_SECOND = {"cuda": ASSUMED_SHARE * _A100, "cpu": 15e9}
+"""Sustained rate of one rank: a share of an A100's dense bf16 peak, and one CPU core."""
 
 _ASSUMPTION = {
-    "cuda": "each GPU sustains 109 TFLOP/s (35 % of an A100's dense bf16 peak); not measured",
+    "cuda": f"each GPU sustains {ASSUMED_FLOP_PER_SECOND['cuda'] / 1e12:.0f} TFLOP/s "
+    f"({100 * ASSUMED_SHARE:.0f} % of an A100's dense bf16 peak); not measured",
     "cpu": "each rank sustains 15 GFLOP/s (one CPU core); not measured",
 }
 

@@ -22,11 +22,11 @@ def now():
     return FakeTime()
 
 
-def make(now, on_phase=lambda phase: None):
+def make(now, on_phase=lambda phase: None, **arguments):
     forecast = Forecast(
         total_steps=100, global_batch=64, evaluated=[Evaluated(10, 640)], save_every_steps=25
     )
-    return Clock(global_batch=64, forecast=forecast, now=now, on_phase=on_phase)
+    return Clock(global_batch=64, forecast=forecast, now=now, on_phase=on_phase, **arguments)
 
 
 def step(clock, now, data=1.0, compute=3.0):
@@ -47,6 +47,17 @@ def test_waiting_inside_a_step_counts_as_data(now):
     assert values["perf/data_wait_fraction"] == pytest.approx(1 / 4)
     assert values["perf/step_seconds"] == pytest.approx(4)
     assert values["perf/images_per_second"] == pytest.approx(64 / 4)
+
+
+def test_the_rate_of_a_device_is_its_share_and_is_held_against_its_peak(now):
+    clock = make(now, ranks=4, images_per_second_at_peak=10.0)
+    step(clock, now)
+    values = clock.read()
+    assert values["perf/images_per_second_per_device"] == pytest.approx(64 / 4 / 4)
+    assert values["perf/flop_utilisation_fraction"] == pytest.approx(64 / 4 / 4 / 10)
+    unknown = make(now)
+    step(unknown, now)
+    assert "perf/flop_utilisation_fraction" not in unknown.read()
 
 
 SPLIT = ("data_wait", "communication", "compute", "evaluation", "save")
