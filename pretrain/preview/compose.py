@@ -88,15 +88,16 @@ def sheet_of(
     flat = [row for group in rows for row in group]
     pixels = _pixels(given.inputs, flat, config.augment)
     labels = _labels(given.targets, flat, manifest, config.augment.label_smoothing)
-    draws = alone.draws_of(batch.seeds[flat], height=height, width=width)
-    partners = _partners(batch.sample_ids, mixes)
+    draws = alone.draws_of(batch.seeds, height=height, width=width)
+    partners = _partners(count, mixes)
     panels = {
         row: Panel(
             pixels=pixels[place],
             labels=labels[place],
             sample_id=int(batch.sample_ids[row]),
-            partner_id=partners[row],
-            draws=draws[place],
+            partner_id=None if partners[row] is None else int(batch.sample_ids[partners[row]]),
+            draws=draws[row],
+            partner_draws=() if partners[row] is None else draws[partners[row]],
             crop=_channels_last(batch.images[row]) if crops else None,
         )
         for place, row in enumerate(flat)
@@ -196,13 +197,13 @@ def _labels(
     ]
 
 
-def _partners(sample_ids: Tensor, mixes: list[Mix]) -> list[int | None]:
-    """Which sample is mixed into each: its mirror image in the group."""
-    mirrored = sample_ids.view(len(mixes), -1).flip(1)
+def _partners(count: int, mixes: list[Mix]) -> list[int | None]:
+    """Which row of the batch is mixed into each: its mirror image in the group."""
+    size = count // len(mixes)
     return [
-        int(partner) if mix.kept_fraction < 1 else None
-        for mix, group in zip(mixes, mirrored, strict=True)
-        for partner in group
+        first + size - 1 - place if mix.kept_fraction < 1 else None
+        for first, mix in zip(range(0, count, size), mixes, strict=True)
+        for place in range(size)
     ]
 
 
@@ -239,7 +240,7 @@ def _notes(config: RunConfig, given: Given, classes: int) -> tuple[str, ...]:
         return (
             "Grey squares are hidden: in their place the model is given one learnt token, and it "
             "learns to restore their pixels. Labels are not looked at.",
-            "Small: sample id, then what was drawn for the image.",
+            "Small: sample id and what was drawn for it.",
         )
     weights = "Per cent: weight of the class in the target."
     if config.augment.label_smoothing > 0:
@@ -247,7 +248,5 @@ def _notes(config: RunConfig, given: Given, classes: int) -> tuple[str, ...]:
             f" Label smoothing spreads {config.augment.label_smoothing:.4g} of every target "
             f"evenly over all {classes:,} classes; the rest is the labels'."
         )
-    small = "Small: sample id"
-    if config.augment.mixes:
-        small += " + its partner's"
-    return (weights, f"{small}, then what was drawn for the image itself.")
+    small = "Small: sample id and what was drawn for it"
+    return (weights, f"{small}; + its partner's." if config.augment.mixes else f"{small}.")

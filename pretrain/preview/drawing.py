@@ -179,9 +179,14 @@ def _text_height(panels: Sequence[Panel], width: int) -> int:
 
 def _small_lines(panel: Panel, width: int) -> list[str]:
     font = _font(_SMALL, False)
-    partner = "" if panel.partner_id is None else f" + {panel.partner_id}"
-    ids = fit(f"{panel.sample_id}{partner}", font, width)
-    return [ids, *wrap(", ".join(panel.draws), font, width, _DRAWS_LINES)]
+    texts = [_small_text(str(panel.sample_id), panel.draws)]
+    if panel.partner_id is not None:
+        texts.append(_small_text(f"+ {panel.partner_id}", panel.partner_draws))
+    return [line for text in texts for line in wrap(text, font, width, _DRAWS_LINES)]
+
+
+def _small_text(sample: str, draws: Sequence[str]) -> str:
+    return f"{sample}: {', '.join(draws)}" if draws else sample
 
 
 def _write_under(canvas: ImageDraw.ImageDraw, place: Place) -> None:

@@ -22,7 +22,7 @@ def listing(sheet: Sheet, split: Split) -> list[str]:
     for number, panel in enumerate(sheet.panels, start=1):
         lines.append(line(str(number), panel.sample_id, _told(panel)))
         if panel.partner_id is not None:
-            lines.append(line("+", panel.partner_id, ""))
+            lines.append(line("+", panel.partner_id, ", ".join(panel.partner_draws)))
     return lines
 
 

@@ -38,7 +38,8 @@ class Panel:
         labels: classes of the target, heaviest first; none where labels are not looked at.
         sample_id: which sample of the training split it is.
         partner_id: which one is mixed into it; None where none is.
-        draws: what was done to the image itself, in order, by name.
+        draws: what was done to the image itself before mixing, in order, by name.
+        partner_draws: what was done to its partner.
         crop: the random crop before all that; None where it is not to be shown.
     """
 
@@ -47,6 +48,7 @@ class Panel:
     sample_id: int
     partner_id: int | None
     draws: tuple[str, ...]
+    partner_draws: tuple[str, ...] = ()
     crop: Pixels | None = None
 
 

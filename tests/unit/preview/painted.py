@@ -78,6 +78,7 @@ def values_of(sheet: Sheet) -> dict[str, Any]:
                     "sample_id": panel.sample_id,
                     "partner_id": panel.partner_id,
                     "draws": list(panel.draws),
+                    "partner_draws": list(panel.partner_draws),
                 }
                 for panel in group.panels
             ],

@@ -63,6 +63,8 @@ def test_partners_are_each_others(painted):
         assert all(partners[partners[sample]] == sample for sample in partners)
         ids = [panel.sample_id for panel in group.panels]
         assert [panel.partner_id for panel in group.panels] == ids[::-1]
+        draws = [panel.draws for panel in group.panels]
+        assert [panel.partner_draws for panel in group.panels] == draws[::-1]
 
 
 def test_labels_are_the_classes_of_the_images(painted):

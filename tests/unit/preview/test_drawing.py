@@ -28,7 +28,7 @@ def make_sheet(side: int = 48, images: int = 5, crops: bool = False) -> Sheet:
         pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
         labels = (Label("n1", "one", 0.7), Label("n2", "two", 0.25))
         crop = pixels[::-1].copy() if crops else None
-        return Panel(pixels, labels, number, number + 100, ("flip", "Rotate"), crop)
+        return Panel(pixels, labels, number, number + 100, ("flip", "Rotate"), ("erase",), crop)
 
     panels = tuple(panel(number) for number in range(images))
     groups = (Group("first", panels[:3]), Group("second", panels[3:]))
@@ -54,6 +54,7 @@ def with_panel(sheet: Sheet, number: int, **changes) -> Sheet:
         {"labels": (Label("n1", "one", 0.4), Label("n2", "two", 0.25))},
         {"sample_id": 14_197_121, "partner_id": 12_345_678},
         {"draws": ("flip", "Posterize")},
+        {"partner_draws": ("Invert",)},
     ],
 )
 @pytest.mark.parametrize("number", [0, 2, 4])
