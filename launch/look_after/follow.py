@@ -1,21 +1,20 @@
-"""Watching runs from their files: a bar on a terminal, plain lines elsewhere, and how it ended."""
+"""Watching runs from their files: a view on a terminal, plain lines elsewhere, and how it ended."""
 
 import contextlib
 import re
 import shlex
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 from launch.ledger import Attempt, read_attempts
 from launch.look_after.alerts import Alerts
 from launch.look_after.logs import log_tail
+from launch.look_after.screen import Lines, Screen, open_screen
 from launch.look_after.stopping import EXIT_INTERRUPTED, stop_local
+from launch.look_after.view import accuracies
 from launch.status import Queue, Status, look
 from launch.submit import read_job
 from launch.supervise.decide import NEXT_IN_WORDS
@@ -24,17 +23,9 @@ from pretrain.config.load import CONFIGS_DIR, RESULTS
 from pretrain.lookup import name_for_commands
 from pretrain.run_directory import RunDirectory
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
 LOOK_SECONDS = 0.25
 LINE_SECONDS = {"local": 5.0, "slurm": 30.0}
 """Shortest time between two plain lines about the same state."""
-SILENT_SECONDS = 60.0
-"""Age of the newest progress above which it is shown."""
-BAR_COLUMNS = 80
-"""Narrower terminals show how far and how long, and neither bar nor numbers."""
-TIME_LEFT = "time left"
 
 _ELSEWHERE = {
     "status": "its state:     ",
@@ -43,7 +34,6 @@ _ELSEWHERE = {
     "stop": "save and end:  ",
 }
 _CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED}
-_TRAINING = ("starting", "training", "evaluating", "saving")
 
 
 def follow(
@@ -65,10 +55,10 @@ def follow(
     queue = Queue()
     chain = [run.path.name for run in runs]
     failed = False
-    with _interrupts() as interrupts, _screen() as (say, bar):
+    with _interrupts() as interrupts, open_screen() as screen:
         answered = 0
         for run in runs:
-            follower = _Follower(run, chain, queue, say, bar, interrupts, watch_only=watch_only)
+            follower = _Follower(run, chain, queue, screen, interrupts, watch_only=watch_only)
             follower.answered = answered
             code = follower.to_the_end()
             answered = follower.answered
@@ -76,16 +66,6 @@ def follow(
                 return code
             failed = failed or code == EXIT_FAILED
     return EXIT_FAILED if failed else EXIT_DONE
-
-
-def progress_line(name: str, progress: dict[str, Any], *, now: float) -> str:
-    """One line about how far a run is, from progress.json; unknown things are left out."""
-    step, total = progress.get("step", 0), progress.get("total_steps") or 0
-    parts = [f"{name} {progress.get('state', '')}"]
-    if total:
-        parts[0] += f" step {step:,}/{total:,} ({100 * step / total:.1f} %)"
-    parts += _numbers(progress, now=now)
-    return " | ".join(parts)
 
 
 class _Follower:
@@ -100,8 +80,7 @@ class _Follower:
         run: RunDirectory,
         chain: Sequence[str],
         queue: Queue,
-        say: Callable[[str], None],
-        bar: "Progress | None",
+        screen: Lines | Screen,
         interrupts: list[int],
         *,
         watch_only: bool,
@@ -111,17 +90,14 @@ class _Follower:
         self._name = run.path.name
         self._chain = chain
         self._queue = queue
-        self._say = say
-        self._bar = bar
-        self._task: TaskID | None = None
+        self._screen = screen
+        self._say = screen.say
         self._interrupts = interrupts
         self.answered = 0
         self._waiting_for = ""
         self._told: dict[int, Attempt] = {item.number: item for item in self._earlier()}
         self._alerts = Alerts(run.events_path)
-        self._state: tuple[Any, ...] = ()
-        self._accuracies = _accuracies(run.read_progress() or {})
-        self._line_time = 0.0
+        self._accuracies = accuracies(run.read_progress() or {})
 
     def to_the_end(self) -> int:
         """Show everything that happens until the run is at its end."""
@@ -129,15 +105,14 @@ class _Follower:
             status = look(self._run, self._queue)
             self._tell_attempts()
             for alert in self._alerts.news():
-                self._say(f"{self._name}: {alert}")
+                self._say(f"{self._name}: {alert}", alarming=True)
             if not status.is_active:
                 break
             self._tell_progress(status)
             if len(self._interrupts) > self.answered and not self._interrupted(status):
                 return EXIT_INTERRUPTED
             time.sleep(LOOK_SECONDS)
-        if self._bar is not None and self._task is not None:
-            self._bar.remove_task(self._task)
+        self._screen.clear()
         for line in ending(self._run, status, self._chain):
             self._say(line)
         return _CODES.get(status.phase, EXIT_FAILED)
@@ -164,37 +139,22 @@ class _Follower:
             if status.detail != self._waiting_for:
                 self._say(f"{self._name}: {status.detail}")
                 self._waiting_for = status.detail
+            self._screen.clear()
             return
         progress = self._run.read_progress()
         number = status.attempt.number if status.attempt else 0
         if progress is None or progress.get("attempt") != number:
-            progress = {**(progress or {}), "state": "starting", "eta_seconds": None, "time": None}
-        accuracies = _accuracies(progress)
-        news = [text for text in accuracies if text not in self._accuracies]
+            unknown = {"state": "starting", "attempt": number, "eta_seconds": None, "time": None}
+            progress = (progress or {}) | unknown
+        measured = accuracies(progress)
+        news = [text for text in measured if text not in self._accuracies]
         if news:
             self._say(f"{self._name}: step {progress['step']:,}: {', '.join(news)}")
-        self._accuracies = accuracies
-        if self._bar is not None:
-            self._draw(self._bar, progress)
-            return
-        state = (progress.get("state"), number)
+        self._accuracies = measured
+        number_of = len(self._chain)
+        place = f" ({self._chain.index(self._name) + 1} of {number_of})" if number_of > 1 else ""
         patience = LINE_SECONDS[status.job.executor if status.job else "local"]
-        if state != self._state or time.monotonic() - self._line_time >= patience:
-            self._state, self._line_time = state, time.monotonic()
-            self._say(progress_line(self._name, progress, now=time.time()))
-
-    def _draw(self, bar: "Progress", progress: dict[str, Any]) -> None:
-        if self._task is None:
-            self._task = bar.add_task(self._name, total=None, state="", numbers="", left="")
-        numbers = _numbers(progress, now=time.time())
-        bar.update(
-            self._task,
-            completed=progress.get("step", 0),
-            total=progress.get("total_steps"),
-            state=progress.get("state", ""),
-            numbers=" | ".join(numbers),
-            left=next((part for part in numbers if part.startswith(TIME_LEFT)), ""),
-        )
+        self._screen.show(f"{self._name}{place}", progress, line_seconds=patience)
 
     def _interrupted(self, status: Status) -> bool:
         """Act on Ctrl-C; False when there is nothing more to watch."""
@@ -260,9 +220,9 @@ def _results(run: RunDirectory, chain: Sequence[str]) -> list[str]:
         lines.append(f"exported weights: {run.export_dir}")
     lines += [f"evaluation: {path}" for path in sorted(run.evaluation_dir.glob("*.md"))]
     lines += [f"converted weights: {path}" for path in sorted(run.converted_dir.glob("*"))]
-    accuracies = _accuracies(run.read_progress() or {})
-    if accuracies:
-        lines.append(f"accuracy: {', '.join(accuracies)}")
+    measured = accuracies(run.read_progress() or {})
+    if measured:
+        lines.append(f"accuracy: {', '.join(measured)}")
     if any(run.wandb_dir.glob("offline-run-*")):  # one for each attempt, all parts of one run
         lines.append(
             f"to Weights & Biases: wandb sync {shlex.quote(str(run.wandb_dir))}/offline-run-*"
@@ -288,31 +248,6 @@ def _next_steps(run: RunDirectory, chain: Sequence[str]) -> list[str]:
     ]
 
 
-def _accuracies(progress: dict[str, Any]) -> list[str]:
-    """The newest accuracy on the run's own held-out images and on its probe, of what there is."""
-    found = {
-        "top-1": progress.get("eval_top1_fraction"),
-        "probe top-1": progress.get("probe_top1_fraction"),
-    }
-    return [f"{name} {100 * value:.2f} %" for name, value in found.items() if value is not None]
-
-
-def _numbers(progress: dict[str, Any], *, now: float) -> list[str]:
-    parts = []
-    if progress.get("images_per_second") is not None:
-        parts.append(f"{progress['images_per_second']:,.0f} images/s")
-    if progress.get("loss") is not None:
-        parts.append(f"loss {progress['loss']:.4g}")
-    if progress.get("state") in _TRAINING:
-        eta = progress.get("eta_seconds")
-        left = "unknown" if eta is None else str(timedelta(seconds=round(eta)))
-        parts.append(f"{TIME_LEFT} {left}")
-    written = progress.get("time")
-    if written is not None and now - written > SILENT_SECONDS:
-        parts.append(f"no news for {now - written:.0f} s")
-    return parts
-
-
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
     """A list that grows by one with each Ctrl-C, instead of ending this process."""
@@ -326,26 +261,3 @@ def _interrupts() -> Iterator[list[int]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _screen() -> "Iterator[tuple[Callable[[str], None], Progress | None]]":
-    """How to print a line, and the bar where there is a terminal."""
-    if not sys.stdout.isatty():
-        yield lambda line: print(line, flush=True), None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console()
-    columns = (
-        TextColumn("{task.description} {task.fields[state]}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}", markup=False),
-    )
-    if console.width < BAR_COLUMNS:
-        name, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
-        columns = (name, MofNCompleteColumn(), left)
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield lambda line: bar.console.print(line, markup=False, highlight=False), bar

@@ -9,33 +9,10 @@ import pytest
 
 from launch.ledger import Attempt
 from launch.look_after import follow as follow_module
-from launch.look_after.follow import ending, progress_line
+from launch.look_after.follow import ending
 from launch.status import Status
 from launch.submit import Job
 from pretrain.run_directory import RunDirectory
-
-
-def test_a_line_says_what_is_known_and_nothing_else() -> None:
-    progress = {
-        "state": "training",
-        "step": 1200,
-        "total_steps": 4800,
-        "images_per_second": 1234.5,
-        "loss": 6.25,
-        "eta_seconds": 3725.4,
-        "time": 100.0,
-    }
-    assert progress_line("first", progress, now=101.0) == (
-        "first training step 1,200/4,800 (25.0 %) | 1,234 images/s | loss 6.25 | time left 1:02:05"
-    )
-    starting = {"state": "starting", "step": 0, "total_steps": 4800, "eta_seconds": None}
-    assert progress_line("first", starting, now=0.0) == (
-        "first starting step 0/4,800 (0.0 %) | time left unknown"
-    )
-    assert progress_line("first", {"state": "starting"}, now=0.0) == (
-        "first starting | time left unknown"
-    )
-    assert progress_line("first", progress, now=190.0).endswith("no news for 90 s")
 
 
 @pytest.fixture
