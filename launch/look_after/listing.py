@@ -114,10 +114,11 @@ def _facts(standing: Standing) -> list[tuple[str, str]]:
         facts.append(("time left", f"{duration(standing.eta_seconds)}{ends}"))
         facts.append(("last sign", f"{age(standing.progress_age_seconds)} ago"))
     if standing.images_per_second is not None:
-        facts.append(("speed", f"{standing.images_per_second:,.0f} images/s"))
+        facts.append(("speed", _speed(standing)))
     if standing.loss is not None:
         facts.append(("loss", f"{standing.loss:.4g}"))
     for name, value in (
+        ("accuracy", standing.accuracy_fraction),
         ("top-1", standing.eval_top1_fraction),
         ("probe top-1", standing.probe_top1_fraction),
     ):
@@ -139,7 +140,19 @@ def _progress(standing: Standing) -> str:
     text = f"{standing.step:,} of {_count(standing.total_steps)}"
     if standing.total_steps:
         text += f" ({100 * standing.step / standing.total_steps:.1f} %)"
-    return text + (f", epoch {standing.epoch:.2f}" if standing.epoch is not None else "")
+    if standing.epoch is not None:
+        of = "" if standing.epochs is None else f" of {standing.epochs:g}"
+        text += f", epoch {standing.epoch:.2f}{of}"
+    return text
+
+
+def _speed(standing: Standing) -> str:
+    text = f"{standing.images_per_second:,.0f} images/s"
+    if standing.images_per_second_per_device is not None:
+        text += f", {standing.images_per_second_per_device:,.0f} of each device"
+    if standing.data_wait_fraction is not None:
+        text += f"; {100 * standing.data_wait_fraction:.1f} % of the time waiting for data"
+    return text
 
 
 def _checkpoint(standing: Standing) -> str:

@@ -47,9 +47,13 @@ class Standing:
         step: optimizer steps done.
         total_steps: of the whole run.
         epoch: passes over the data done.
+        epochs: of the whole run.
         eta_seconds: time to the end, evaluations and saves counted; only of a running one.
         images_per_second: over all ranks.
+        images_per_second_per_device: of one.
+        data_wait_fraction: of the training time, waiting for images.
         loss: of training, newest.
+        accuracy_fraction: on the training images, newest.
         eval_top1_fraction: newest on the held-out images.
         probe_top1_fraction: newest on the probe.
         progress_age_seconds: since training last said anything.
@@ -73,9 +77,13 @@ class Standing:
     step: int | None
     total_steps: int | None
     epoch: float | None
+    epochs: float | None
     eta_seconds: float | None
     images_per_second: float | None
+    images_per_second_per_device: float | None
+    data_wait_fraction: float | None
     loss: float | None
+    accuracy_fraction: float | None
     eval_top1_fraction: float | None
     probe_top1_fraction: float | None
     progress_age_seconds: float | None
@@ -129,9 +137,13 @@ def standing_of(run: RunDirectory, queue: Queue, *, now: float) -> Standing:
         step=step,
         total_steps=_whole(progress, "total_steps") or _whole(plan, "total_steps"),
         epoch=_number(progress, "epoch"),
+        epochs=_number(progress, "epochs"),
         eta_seconds=_eta(progress, age) if training else None,
         images_per_second=speed,
+        images_per_second_per_device=_number(progress, "images_per_second_per_device"),
+        data_wait_fraction=_number(progress, "data_wait_fraction"),
         loss=_number(progress, "loss"),
+        accuracy_fraction=_number(progress, "accuracy_fraction"),
         eval_top1_fraction=_number(progress, "eval_top1_fraction"),
         probe_top1_fraction=_number(progress, "probe_top1_fraction"),
         progress_age_seconds=age,

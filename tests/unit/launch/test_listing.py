@@ -28,7 +28,8 @@ from pretrain.run_lock import run_lock
 ROOT = Path(__file__).parents[3]
 KEYS = {
     "name", "path", "state", "detail", "doing", "problems", "executor", "job", "nodes",
-    "launched_time", "step", "total_steps", "epoch", "eta_seconds", "images_per_second", "loss",
+    "launched_time", "step", "total_steps", "epoch", "epochs", "eta_seconds", "images_per_second",
+    "images_per_second_per_device", "data_wait_fraction", "loss", "accuracy_fraction",
     "eval_top1_fraction", "probe_top1_fraction", "progress_age_seconds", "attempts",
     "checkpoint_step", "checkpoint_age_seconds", "unsaved_steps", "unsaved_seconds",
 }  # fmt: skip
@@ -103,7 +104,9 @@ def test_a_running_run_in_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert status["disk_bytes"] > 4096
     text = capsys.readouterr().out
     assert "first: running, training\n" in text
-    assert "120 of 1,000 (12.0 %), epoch 1.50" in text
+    assert "120 of 1,000 (12.0 %), epoch 1.50 of 12" in text
+    assert "80 images/s, 40 of each device; 5.0 % of the time waiting for data" in text
+    assert re.search(r"accuracy +62.50 %", text)
     assert "step 100, 30 min ago; 20 steps, 0:00:02 of training, at risk" in text
     assert re.search(
         r"time left +0:(50:00|49:\d\d) \(until .* evaluations and saves counted\)", text
