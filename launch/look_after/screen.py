@@ -88,6 +88,8 @@ class Screen:
         if (drawn, self._console.width) == (self._rows, self._columns):
             return
         back = self._back()
+        if self._columns != self._console.width:
+            back += _CLEAR_BELOW  # or tmux would take rows for one folded line ever after
         self._rows, self._columns = drawn, self._console.width
         self._lengths = [sum(len(text) for text, _ in row) for row in rows]
         self._write(back + self._drawn())
