@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,19 +48,30 @@ def main() -> None:
     found: dict[str, list[list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        subprocess.run([sys.executable, "-m", "data_tools.synthetic", data], check=True, cwd=ROOT)
+        made = [sys.executable, "-m", "data_tools.synthetic", data]
+        subprocess.run(made, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         for number in range(options.rounds):
             runs = Path(folder) / f"round_{number}"
-            for name, fields in CASES.items():
-                given = ["demo_pretrain", f"data.path={data}/22k", *fields]
-                found.setdefault(name, []).append(errors(run_case(runs, len(found), given)))
-            given = ["demo_pretrain", f"data.path={data}/22k"]
-            found.setdefault(RESUMED, []).append(errors(run_resumed(runs, given)))
-            if options.cifar10:
-                given = ["cifar10", f"data.path={Path(options.cifar10).absolute()}"]
-                given += ["schedule.epochs=2", "schedule.warmup_epochs=0.5"]
-                found.setdefault(CIFAR10, []).append(errors(run_case(runs, 99, given)))
+            for name, said in cases(runs, data / "22k", options.cifar10):
+                found.setdefault(name, []).append(errors(said))
+                print(f"{number} {name}: {found[name][-1]}", file=sys.stderr)
     print_table(found, options.rounds)
+
+
+def cases(
+    runs: Path, data: Path, cifar10: str | None
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield every case's name and what its run said."""
+    demo = ["demo_pretrain", f"data.path={data}"]
+    for number, (name, fields) in enumerate(CASES.items()):
+        yield name, run_case(runs, number, [*demo, *fields])
+    yield RESUMED, run_resumed(runs, demo)
+    if cifar10 is not None:
+        short = ["schedule.epochs=2", "schedule.warmup_epochs=0.5"]
+        yield (
+            CIFAR10,
+            run_case(runs, 99, ["cifar10", f"data.path={Path(cifar10).absolute()}", *short]),
+        )
 
 
 def run_case(runs: Path, number: int, given: list[str]) -> list[dict[str, Any]]:
