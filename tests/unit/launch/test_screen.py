@@ -91,24 +91,23 @@ def test_what_changes_is_drawn_in_place_lines_go_above_and_nothing_stays(tmp_pat
     with lock, following(run, 100) as terminal:
         shown(terminal)
         with run.events_path.open("a") as file:
-            failed = {"event": "checkpoint_failed", "step": 290, "reason": "disk full"}
-            file.write(json.dumps(failed) + "\n")
+            alert = {"event": "alert", "about": "checkpoint_failed", "text": "disk full"}
+            file.write(json.dumps(alert) + "\n")
         changed = {"step": 350, "state": "evaluating", "evaluated_fraction": 0.4}
         add_progress(run, **(MEASURED | changed | {"eval_top1_fraction": 0.75}))
         rows = terminal.wait(lambda text: "350/1,000" in text and "disk full" in text)
-        alert = "first: no checkpoint of step 290, training goes on: disk full"
-        news = "first: step 350: top-1 75.00 %"
+        told, news = "first: disk full", "first: step 350: top-1 75.00 %"
         heads = [row for row in rows if row.startswith("first: evaluating 40 %")]
         assert len(heads) == 1
         assert not any(row.startswith("first: training") for row in rows)
-        assert rows.index(alert) < rows.index(heads[0]) > rows.index(news)
+        assert rows.index(told) < rows.index(heads[0]) > rows.index(news)
         terminal.resize(140)
         rows = terminal.wait(lambda text: "\nepoch 4/10 " + 30 * "━" in text)
         assert sum(row.startswith("first: evaluating") for row in rows) == 1
         add_progress(run, **(MEASURED | {"step": 1000, "state": "done"}))
         lock.close()
         rows = terminal.wait(lambda text: "run directory:" in text)
-        assert rows.index("first: done") > rows.index(alert)
+        assert rows.index("first: done") > rows.index(told)
         assert not any("time left" in row or "━" in row for row in rows)
 
 
