@@ -50,6 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument(
         "--dry-run", action="store_true", help="print what would be sent, as JSON, and send nothing"
     )
+    compare = verbs.add_parser("compare", help="overlay runs on one page and tell what differs")
+    compare.set_defaults(verb=_compare)
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="name of a run, or its directory")
+    compare.add_argument(
+        "--by", choices=("step", "samples", "hours"), default="step", help="axis of the curves"
+    )
+    compare.add_argument("--out", default="compare.html", metavar="FILE", help="the page")
+    _add_runs_dir(compare)
     return parser
 
 
@@ -73,6 +81,20 @@ def _report(options: argparse.Namespace) -> int:
     except OSError as error:
         raise LaunchError(f"{run.report_path}: cannot be written: {error.strerror}") from None
     print(run.report_path)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pretrain.metrics.report.compare import compare_html, print_tables, read_runs
+
+    runs_dir, out = Path(options.runs_dir), Path(options.out)
+    facts = read_runs([find_run(name, runs_dir) for name in options.runs])
+    try:
+        replace_text(out, compare_html(facts, options.by))
+    except OSError as error:
+        raise LaunchError(f"--out {out}: cannot be written: {error.strerror}") from None
+    print_tables(facts)
+    print(out.absolute())
     return 0
 
 

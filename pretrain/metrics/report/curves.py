@@ -66,6 +66,7 @@ class Chart:
         log_if_wide: whether the axis may be logarithmic.
         stacked: whether the lines are shares that lie upon each other, each from its x before.
         axis: what x is.
+        colours: numbers of the lines' colours, from 0; those of their order where empty.
     """
 
     title: str
@@ -75,6 +76,11 @@ class Chart:
     log_if_wide: bool = False
     stacked: bool = False
     axis: str = "step"
+    colours: tuple[int, ...] = ()
+
+    def colour(self, line: int) -> int:
+        """The number of a line's colour, which may be more than there are colours."""
+        return self.colours[line] if self.colours else line
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,9 @@ def figure(chart: Chart, marks: Marks) -> str:
     shown = [_binned_line(chart, line) for line in chart.lines]
     svg, box, limits = _draw(chart, shown, marks)
     legend = "".join(
-        f'<span class="key"><i style="--colour:var(--series-{number % len(SERIES) + 1})"'
-        f' class="dash-{number // len(SERIES)}"></i>{escape(line.label)}</span>'
-        for number, line in enumerate(chart.lines)
+        f'<span class="key"><i style="--colour:var(--series-{colour % len(SERIES) + 1})"'
+        f' class="dash-{colour // len(SERIES) % len(DASHES)}"></i>{escape(line.label)}</span>'
+        for line, colour in ((line, chart.colour(at)) for at, line in enumerate(chart.lines))
     )
     data = {
         "axis": chart.axis,
@@ -112,8 +118,8 @@ def figure(chart: Chart, marks: Marks) -> str:
         "lines": [
             {
                 "label": line.label,
-                "colour": number % len(SERIES) + 1,
-                "at": _rounded(x, whole=chart.axis == "step"),
+                "colour": chart.colour(number) % len(SERIES) + 1,
+                "at": _rounded(x, whole=chart.axis != "hours"),
                 "y": _rounded(mean),
             }
             for number, (line, (x, mean, _, _)) in enumerate(zip(chart.lines, shown, strict=True))
@@ -169,7 +175,7 @@ def _draw(
             _stack(axes, shown)
         for number, (line, binned_line) in enumerate(zip(chart.lines, shown, strict=True)):
             if not chart.stacked:
-                _plot(axes, line, binned_line, number)
+                _plot(axes, line, binned_line, chart.colour(number))
         _dress(axes, chart, shown)
         axes.set_xlim(0, marks.last or 1)
         _mark(axes, marks)
@@ -209,7 +215,7 @@ def _dress(axes: Axes, chart: Chart, shown: Sequence[_Binned]) -> None:
     axes.spines["bottom"].set_color(GRID)
     axes.tick_params(which="both", colors=INK, length=0)
     axes.set_xlabel(chart.axis, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.axis == "step", steps=ROUND))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.axis != "hours", steps=ROUND))
     axes.xaxis.set_major_formatter(_PLAIN if chart.axis == "hours" else EngFormatter(sep=""))
     lowest = min(float(low.min()) for _, _, low, _ in shown)
     highest = max(float(high.max()) for _, _, _, high in shown)

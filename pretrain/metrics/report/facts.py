@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from pretrain.credentials import without_url_secrets
 from pretrain.files import read_json
 from pretrain.metrics.jsonl import read_lines
 from pretrain.metrics.names import METRICS
@@ -198,6 +200,15 @@ def read_facts(run: RunDirectory) -> Facts:
         environment=_object(run.environment_path),
         by_class=_object(run.by_class_path),
     )
+
+
+def config_of(run: RunDirectory) -> dict[str, Any] | None:
+    """A run's config, of any version of this program, with URLs as they may be shown."""
+    try:
+        values = yaml.safe_load(text_of(run.config_path))
+    except yaml.YAMLError:
+        return None
+    return without_url_secrets(values) if isinstance(values, dict) else None
 
 
 def text_of(path: Path) -> str:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
+import yaml
+
 from pretrain.metrics.report.classes import classes
 from pretrain.metrics.report.elements import anchor, code, escape, note, picture, section
-from pretrain.metrics.report.facts import Facts, read_facts, text_of
+from pretrain.metrics.report.facts import Facts, config_of, read_facts, text_of
 from pretrain.metrics.report.headline import headline
 from pretrain.metrics.report.planned import commands, environment, plan_and_actual
 from pretrain.metrics.report.script import SCRIPT
@@ -47,7 +49,7 @@ def report_html(run: RunDirectory) -> str:
         ("Events", lambda: events(facts), False),
         ("Reproduce", lambda: code(commands(facts)), False),
         ("Environment", lambda: environment(facts), True),
-        ("Config", lambda: code(text_of(run.config_path)), True),
+        ("Config", lambda: _config(run), True),
         ("Plan", lambda: code(text_of(run.plan_path)), True),
         ("What the numbers mean", lambda: meanings(facts), True),
     ]
@@ -119,6 +121,11 @@ def _curves(facts: Facts) -> str:
     if marked.attempts:
         said.append("Dashed lines, or ticks at the top: where a later attempt took over.")
     return "".join(groups) + note(" ".join(said))
+
+
+def _config(run: RunDirectory) -> str:
+    values = config_of(run)
+    return "" if values is None else code(yaml.safe_dump(values, sort_keys=False))
 
 
 def _augmentation(facts: Facts) -> str:

@@ -17,12 +17,12 @@ _NOT_COMPARED = ("packages",)
 def plan_and_actual(facts: Facts) -> str:
     """Hours, speed, memory and disk, planned and found; only what both sides know of."""
     plan = facts.plan
-    ranks = _ranks(plan)
+    count = ranks(plan)
     rows = [
         row
         for row in (
             _hours_row(facts),
-            _gpu_hours_row(facts, ranks),
+            _gpu_hours_row(facts, count),
             _rate_row(facts),
             _memory_row(facts),
             *_disk_rows(facts),
@@ -46,7 +46,8 @@ def _row(name: str, planned: float, actual: float, unit: str = "") -> Row:
     return name, text(planned), text(actual), ratio
 
 
-def _ranks(plan: Mapping[str, Any]) -> int:
+def ranks(plan: Mapping[str, Any]) -> int:
+    """How many there are by the plan; 0 where it does not say."""
     nodes, per_node = plan.get("nodes"), plan.get("ranks_per_node")
     return nodes * per_node if isinstance(nodes, int) and isinstance(per_node, int) else 0
 
@@ -75,11 +76,11 @@ def _hours_row(facts: Facts) -> Row | None:
     return _row(name, planned, actual)
 
 
-def _gpu_hours_row(facts: Facts, ranks: int) -> Row | None:
+def _gpu_hours_row(facts: Facts, count: int) -> Row | None:
     planned, actual = _cost(facts, "gpu_hours"), expected_hours(facts)
-    if planned is None or actual is None or not ranks:
+    if planned is None or actual is None or not count:
         return None
-    return _row("GPU-hours", planned, actual * ranks)
+    return _row("GPU-hours", planned, actual * count)
 
 
 def _rate_row(facts: Facts) -> Row | None:

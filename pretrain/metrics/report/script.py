@@ -43,10 +43,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
       }
     }
     const head = document.createElement("div");
-    head.textContent = chart.axis + " " + say.call(null, shown).replace(" %", "");
-    if (chart.percent || chart.axis === "step") {
-      head.textContent = chart.axis + " " + shown.toLocaleString("en-US");
-    }
+    head.textContent = chart.axis + " " + shown.toLocaleString("en-US");
     box.append(head);
     for (const line of chart.lines) {
       const index = nearest(line.at, shown);
