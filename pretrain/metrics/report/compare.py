@@ -167,7 +167,7 @@ def print_tables(facts: Sequence[Facts]) -> None:
 
 
 def _table(names: Sequence[str], rows: Differences) -> str:
-    return table(("", *names), [(name, *texts) for name, texts in rows])
+    return table(("", *names), [(name, *texts) for name, texts in rows], kind="compared")
 
 
 def _curves(facts: Sequence[Facts], names: Sequence[str], by: Axis) -> str:

@@ -19,6 +19,8 @@ from pretrain.metrics.report.elements import escape
 
 POINTS_MAX = 240
 """Most points of a line; longer series show the mean of each bin and, shaded, its range."""
+TICKS_MAX = 120
+"""Most marks along an edge."""
 STACK_MAX = 60
 """Most places of areas upon each other."""
 LABELLED_ATTEMPTS_MAX = 12
@@ -39,7 +41,7 @@ CSS_COLOURS = {
 }
 ROUND = (1, 2, 2.5, 5, 10)
 """Distances of ticks, up to a power of ten."""
-_PLAIN = FuncFormatter(lambda value, _: f"{value:.4g}")
+_PLAIN = FuncFormatter(lambda value, _: f"{value:.4g}".replace("e-0", "e-"))
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))
 """Of the first eight lines, the next eight, …"""
 
@@ -192,7 +194,7 @@ def _plot(axes: Axes, line: Line, shown: _Binned, number: int) -> None:
     x, mean, low, high = shown
     colour = SERIES[number % len(SERIES)]
     dashes = DASHES[number // len(SERIES) % len(DASHES)]
-    marker = "o" if len(x) <= (120 if line.dots else 30) else ""
+    marker = "o" if len(x) <= (60 if line.dots else 30) else ""
     if (low < high).any():
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     style: Any = {"color": colour, "linewidth": 1.5, "linestyle": dashes}
@@ -248,17 +250,19 @@ def _power(value: float, _: int) -> str:
 
 def _mark(axes: Axes, marks: Marks) -> None:
     transform = axes.get_xaxis_transform()
+    style: Any = {}
     if len(marks.evaluations):
         places = _thinned(marks.evaluations, marks.last)
         flat = [0.0] * len(places)
-        style: Any = {"color": MARK, "marker": "|", "markersize": 5, "linestyle": ""}
+        style = {"color": MARK, "marker": "|", "markersize": 5, "linestyle": ""}
         axes.plot(places, flat, transform=transform, clip_on=False, **style)
     steps = [step for _, step in marks.attempts]
     if len(steps) > MARKED_ATTEMPTS_MAX:
         places = _thinned(steps, marks.last)
         pairs = [edge for place in places for edge in (place, place, float("nan"))]
-        heights = [0.94, 1.0, float("nan")] * len(places)
-        axes.plot(pairs, heights, transform=transform, color=MARK, linewidth=0.9)
+        heights = [1.01, 1.05, float("nan")] * len(places)
+        style = {"color": MARK, "linewidth": 0.8, "clip_on": False}
+        axes.plot(pairs, heights, transform=transform, **style)
         return
     for step in steps:
         axes.axvline(step, color=MARK, linewidth=0.9, linestyle=(0, (3, 3)))
@@ -291,7 +295,7 @@ def _labels(attempts: Sequence[tuple[int, float]], room: float) -> list[tuple[st
 
 def _thinned(places: Sequence[float], last: float) -> list[float]:
     """The places without those that no eye could tell apart."""
-    least = (last or 1) / POINTS_MAX
+    least = (last or 1) / TICKS_MAX
     kept = list(places[:1])
     for place in places[1:]:
         if place - kept[-1] >= least:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 escape = html.escape
 GIB = 2**30
@@ -33,7 +33,7 @@ def table(
     head: Iterable[str],
     rows: Iterable[Sequence[str]],
     *,
-    numbers: bool = False,
+    kind: Literal["", "numbers", "compared"] = "",
     cells: bool = False,
 ) -> str:
     """A table of texts; nothing without rows.
@@ -41,16 +41,16 @@ def table(
     Args:
         head: names of the columns.
         rows: texts of each row.
-        numbers: whether columns are aligned at the right.
+        kind: ``numbers`` are aligned at the right; the first column of what is ``compared`` stays
+            in sight.
         cells: whether the texts are HTML already.
     """
     lines = [f"<tr>{''.join(_cell(text, cells) for text in row)}</tr>" for row in rows]
     if not lines:
         return ""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    kind = ' class="numbers"' if numbers else ""
     return (
-        f'<div class="wide" tabindex="0"><table{kind}><thead><tr>{top}</tr></thead>'
+        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{top}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -61,7 +61,8 @@ def _accuracy_tiles(facts: Facts) -> list[tuple[str, str, str]]:
 
 def _progress_tiles(facts: Facts) -> list[tuple[str, str, str]]:
     progress, shown = facts.progress, []
-    step, total, epoch = (progress.get(name) or 0 for name in ("step", "total_steps", "epoch"))
+    step, epoch = (progress.get(name) or 0 for name in ("step", "epoch"))
+    total = progress.get("total_steps") or facts.plan.get("total_steps") or 0
     shown.append(("steps", f"{step:,}", f"of {total:,}, {epoch:.2f} epochs"))
     left = progress.get("eta_seconds")
     if facts.state in _RUNNING and is_number(left):
@@ -72,7 +73,8 @@ def _progress_tiles(facts: Facts) -> list[tuple[str, str, str]]:
         shown.append(("wall time", duration(facts.seconds), f"in {count} attempt{plural}"))
     seen = facts.series.get("data/samples_consumed")
     if seen is not None:
-        shown.append(("images seen", f"{seen.last:,.0f}", "repeats included"))
+        count = f"{seen.last / 1e6:,.1f} M" if seen.last >= 1e8 else f"{seen.last:,.0f}"
+        shown.append(("images seen", count, "repeats included"))
     return shown
 
 
@@ -112,13 +114,11 @@ def _alerts(facts: Facts) -> str:
         return ""
     counts = Counter(_about(event) for event in found)
     kinds = ", ".join(f"{kind} ({count:,})" for kind, count in counts.most_common())
+    summary = f"<p>{escape(kinds)}; newest first</p>" if len(found) > len(counts) else ""
     items = "".join(_alert(event) for event in reversed(found[-ALERTS_SHOWN:]))
     more = len(found) - ALERTS_SHOWN
     older = note(f"{more:,} older ones are in events.jsonl.") if more > 0 else ""
-    return (
-        f'<div class="alert" role="alert"><h2>Alerts</h2><p>{escape(kinds)}; newest first</p>'
-        f"<ul>{items}</ul>{older}</div>"
-    )
+    return f'<div class="alert" role="alert"><h2>Alerts</h2>{summary}<ul>{items}</ul>{older}</div>'
 
 
 def _alert(event: Mapping[str, Any]) -> str:

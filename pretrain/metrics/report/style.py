@@ -111,6 +111,11 @@ td:last-child { padding-right: 0; }
 .numbers td, .numbers th { text-align: right; font-variant-numeric: tabular-nums; }
 .numbers td, .numbers th { white-space: nowrap; padding: 5px 0 5px 28px; }
 .numbers td:first-child, .numbers th:first-child { text-align: left; padding-left: 0; }
+.compared td { min-width: 104px; max-width: 320px; }
+.compared td:first-child, .compared th:first-child {
+  position: sticky; left: 0; min-width: 0; background: var(--page);
+}
+.wide:has(.compared) { max-height: 800px; }
 .cards {
   display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr));
@@ -141,6 +146,7 @@ pre {
   .numbers td, .numbers th { padding-left: 16px; }
   .numbers td:first-child { white-space: normal; }
   td.time ~ td:last-child { min-width: 230px; }
+  .compared td:first-child { max-width: 120px; }
 }
 @media print {
   .wide, pre { max-height: none; overflow: visible; }

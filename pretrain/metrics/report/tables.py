@@ -48,7 +48,7 @@ def evaluations(facts: Facts, prefix: str) -> str:
             cells.append(_loss(row, f"{at}loss"))
         images = [row[f"{prefix}{kind}images"] for kind in kinds if f"{prefix}{kind}images" in row]
         rows.append((*cells, f"{max(images, default=0):,.0f}"))
-    return table((*head, "images"), rows if kinds else [], numbers=True)
+    return table((*head, "images"), rows if kinds else [], kind="numbers")
 
 
 def _loss(row: Mapping[str, Any], name: str) -> str:
@@ -79,7 +79,7 @@ def time_totals(facts: Facts) -> str:
             f"{duration(rest)} of the {duration(facts.seconds)} that attempts lasted are in no "
             "record: starting, ending, and steps that had to be trained again."
         )
-    return table(("rank zero's time", "h:mm:ss", "hours", "share"), rows, numbers=True) + said
+    return table(("rank zero's time", "h:mm:ss", "hours", "share"), rows, kind="numbers") + said
 
 
 def attempts(facts: Facts) -> str:
