@@ -40,7 +40,7 @@ from pretrain.errors import LaunchError, PretrainError
 from pretrain.files import replace_text
 from pretrain.metrics.alerts import end_text
 from pretrain.metrics.mirror.mirror import send_the_rest
-from pretrain.metrics.report.process import write_at_end
+from pretrain.metrics.report.process import write_last
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
 from pretrain.world import node_name
@@ -189,7 +189,9 @@ class _Supervisor:
                 next_action = self._record_end(number, refused, None)
             if next_action != "restart":
                 break
-        self._report(next_action)
+        problem = write_last(self._run, done=next_action == "done")
+        if problem is not None:
+            self._say(f"no report: {problem}")
         if next_action == "done":
             return EXIT_DONE
         if next_action in ("give_up", "stop"):
@@ -373,33 +375,12 @@ class _Supervisor:
         said = text(explain_attempt(self._run, "failed", read_attempts(self._run)))
         replace_text(self._run.failure_path, said + "\n")
 
-    def _report(self, last: Next) -> None:
-        """Write the report with the true end of the last attempt; a run that is done has its own.
-
-        A run that never came to a record has nothing to show.
-        """
-        run = self._run
-        if not run.metrics_path.exists():
-            return
-        if last == "done" and _is_newer(run.report_path, run.progress_path):
-            return
-        problem = write_at_end(run)
-        if problem is not None:
-            self._say(f"no report: {problem}")
-
     def _say(self, text: str) -> None:
         stamp = datetime.now().astimezone().isoformat(timespec="seconds")
         print(f"{stamp} {text}", flush=True)
         if self._log_path is not None:
             with self._log_path.open("a", encoding="utf-8") as log:
                 log.write(f"{stamp} {text}\n")
-
-
-def _is_newer(path: Path, other: Path) -> bool:
-    try:
-        return path.stat().st_mtime >= other.stat().st_mtime
-    except OSError:
-        return False
 
 
 def _newer(after: int | None, before: int | None) -> bool:

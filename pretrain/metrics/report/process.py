@@ -46,6 +46,27 @@ def write_at_end(run: RunDirectory, seconds: float = END_SECONDS) -> str | None:
         return _why(code, said)
 
 
+def write_last(run: RunDirectory, *, done: bool) -> str | None:
+    """Write the report of a run that a supervisor has brought to an end, as `write_at_end` does.
+
+    A run that never came to a record has nothing to show.
+
+    Args:
+        run: whose report.
+        done: whether training came to its end; the trainer has written the report then.
+    """
+    if not run.metrics_path.exists() or (done and _is_newer(run.report_path, run.progress_path)):
+        return None
+    return write_at_end(run)
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    try:
+        return path.stat().st_mtime >= other.stat().st_mtime
+    except OSError:
+        return False
+
+
 class Refresher:
     """Renews the report while a run trains, never twice at once. Rank zero alone has one.
 

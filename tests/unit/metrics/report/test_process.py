@@ -11,7 +11,13 @@ import pytest
 from pretrain.metrics.jsonl import read_lines
 from pretrain.metrics.recorder import Recorder
 from pretrain.metrics.report import process as process_module
-from pretrain.metrics.report.process import FIRST_SECONDS, LONGEST_SECONDS, Refresher, write_at_end
+from pretrain.metrics.report.process import (
+    FIRST_SECONDS,
+    LONGEST_SECONDS,
+    Refresher,
+    write_at_end,
+    write_last,
+)
 
 ROOT = Path(__file__).parents[4]
 
@@ -147,6 +153,22 @@ def test_the_real_program_writes_the_report(run):
     run.metrics_path.write_text(json.dumps(line) + "\n")
     assert write_at_end(run) is None
     assert "<svg" in run.report_path.read_text()
+
+
+def test_a_supervisor_writes_the_last_report_where_the_trainer_has_not(run, programs):
+    started = programs("pass")
+    assert write_last(run, done=False) is None
+    assert not started, "nothing was recorded"
+    run.metrics_path.touch()
+    run.progress_path.touch()
+    for done, reports in ((False, 1), (True, 2)):
+        assert write_last(run, done=done) is None
+        assert len(started) == reports
+    run.report_path.touch()
+    write_last(run, done=True)
+    assert len(started) == 2
+    write_last(run, done=False)
+    assert len(started) == 3
 
 
 @pytest.mark.slow
