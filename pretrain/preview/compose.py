@@ -151,11 +151,12 @@ def unnormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
         std: deviation of each channel, on the scale 0 to 1.
 
     Returns:
-        uint8 [B, C, H, W] on the host. Noise beyond black and white is cut off.
+        uint8 [B, C, H, W] on the host. Noise beyond black and white is cut off; what is not
+        a number is black.
     """
     shift, scale = (torch.tensor(part).view(-1, 1, 1) * 255 for part in (mean, std))
     values = images.detach().cpu().float() * scale + shift
-    return values.round_().clamp_(0, 255).to(torch.uint8)
+    return values.nan_to_num_(0.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _pixels(

@@ -131,7 +131,6 @@ class _Layout:
         panels = list(sheet.panels)
         columns = min(columns, max(len(group.panels) for group in sheet.groups))
         self._side = _scaled(panels[0].pixels).width
-        self._text_height = _text_height(panels, self._side)
         self._crops = panels[0].crop is not None
         self.lines: list[_Line] = []
         self.places: list[Place] = []
@@ -154,19 +153,20 @@ class _Layout:
         self._top += _GAP // 2
         self._write(group.heading, (_LABEL, True), _INK)
         self._top += _GAP // 2
+        text_height = _text_height(group.panels, self._side)
         for first in range(0, len(group.panels), columns):
             for column, panel in enumerate(group.panels[first : first + columns]):
-                self.places.append(self._place(panel, column))
+                self.places.append(self._place(panel, column, text_height))
             self._top = self.places[-1].text.bottom + _GAP
 
-    def _place(self, panel: Panel, column: int) -> Place:
+    def _place(self, panel: Panel, column: int, text_height: int) -> Place:
         left = _MARGIN + column * (self._side + _GAP)
         right, top, crop = left + self._side, self._top, None
         if self._crops:
             crop = Box(left, top, right, top + self._side)
             top = crop.bottom + 2
         image = Box(left, top, right, top + self._side)
-        text = Box(left, image.bottom, right, image.bottom + self._text_height)
+        text = Box(left, image.bottom, right, image.bottom + text_height)
         return Place(panel, image, text, crop)
 
 

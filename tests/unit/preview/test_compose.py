@@ -22,8 +22,8 @@ MASKED = (
 def test_unnormalising_gives_every_value_back():
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     assert torch.equal(unnormalise(normalize(values, MEAN, STD), MEAN, STD), values)
-    noise = torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
-    assert unnormalise(noise, MEAN, STD)[0, :, 0].tolist() == [[0, 255]] * 3
+    noise = torch.tensor([-9.0, 9.0, torch.nan]).view(1, 1, 1, 3).expand(1, 3, 1, 3)
+    assert unnormalise(noise, MEAN, STD)[0, :, 0].tolist() == [[0, 255, 0]] * 3
 
 
 @pytest.mark.parametrize(
