@@ -6,7 +6,8 @@ Each case is a real run of two CPU ranks, of the demo's first part on its synthe
 the config cifar10 where its shards are given. progress.json is read while it trains. When 5, 10,
 25 and 50 % of the steps of an attempt are done, its ``eta_seconds`` and the alternative (time since
 the attempt began, times steps to come over steps done) are compared with what was really left
-until the last event. An error is a share of what was left.
+until the last event. An error is a share of what was left. ``unevenness`` is the 90th over
+the 10th percentile of the records' step times: about 1 on a machine that does nothing else.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +130,16 @@ def follow(
         raise SystemExit(f"{run}: torchrun ended with {process.returncode}")
     began = events(run, "started")[-1]
     ended = (events(run, "done") or events(run, "stopped"))[-1]
-    return [*said, {"began": began["time"], "ended": ended["time"], "first": began["step"]}]
+    ends = {"began": began["time"], "ended": ended["time"], "first": began["step"]}
+    return [*said, ends | {"unevenness": unevenness(run)}]
+
+
+def unevenness(run: Path) -> float:
+    """Return how much the step time of a run's records varied."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    times = [record["perf/step_seconds"] for record in records if "perf/step_seconds" in record]
+    tenths = quantiles(times, n=10)
+    return tenths[-1] / tenths[0]
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -140,7 +150,10 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def errors(said: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """Return this program's error and the alternative's, after each share of the steps."""
+    """Return this program's error and the alternative's, after each share of the steps.
+
+    Last comes the unevenness, twice.
+    """
     *said, ends = said
     found = []
     for percent in PERCENT:
@@ -152,18 +165,19 @@ def errors(said: list[dict[str, Any]]) -> list[tuple[float, float]]:
         left, done = ends["ended"] - now["time"], now["step"] - ends["first"]
         naive = (now["time"] - ends["began"]) * (total - now["step"]) / done
         found.append((now["eta_seconds"] / left - 1, naive / left - 1))
-    return found
+    return [*found, (ends["unevenness"],) * 2]
 
 
 def print_table(found: dict[str, list[list[tuple[float, float]]]], rounds: int) -> None:
     """Print each case's median error, with the least and the greatest."""
     heads = [f"{percent} %" for percent in PERCENT]
-    print("| run | estimate | " + " | ".join(f"after {head}" for head in heads) + " |")
-    print("|---|---|" + "--:|" * len(heads))
+    print("| run | estimate | " + " | ".join(f"after {head}" for head in heads) + " | unevenness |")
+    print("|---|---|" + "--:|" * (len(heads) + 1))
     for name, of_rounds in found.items():
         for which, label in enumerate(("**eta_seconds**", "elapsed ÷ done")):
             columns = [_spread([round_[at][which] for round_ in of_rounds]) for at in range(4)]
-            print(f"| {name} | {label} | " + " | ".join(columns) + " |")
+            uneven = median(round_[-1][which] for round_ in of_rounds)
+            print(f"| {name} | {label} | " + " | ".join(columns) + f" | {uneven:.2f} |")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed")}
     print(
         f"\n{rounds} rounds, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
