@@ -1,4 +1,4 @@
-"""Training with a server of Weights & Biases at its worst."""
+"""Training with Weights & Biases at its best and at its worst."""
 
 import json
 import os
@@ -13,9 +13,19 @@ from test_training import CONFIG, records, train
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from wandb_servers import environment, faulty, processes_of, wait_until
 
+from pretrain.metrics.mirror.dashboard import SECTIONS, shown_metrics
+from pretrain.metrics.mirror.files import local_files, read_file
+
+NOT_ON_THIS_MACHINE = {
+    "train/loss_scale": "of fp16 only",
+    "perf/flop_utilisation_fraction": "of known devices only",
+}
+
 
 @pytest.mark.slow
-def test_a_hanging_server_changes_nothing(tmp_path, small_shards, monkeypatch):
+def test_a_hanging_server_changes_nothing_and_every_panel_has_its_metrics(
+    tmp_path, small_shards, monkeypatch
+):
     config = tmp_path / "small.yaml"
     config.write_text(CONFIG.format(shards=small_shards.path, classes=small_shards.classes))
     probe = os.path.relpath(small_shards.path, tmp_path)
@@ -38,3 +48,15 @@ def test_a_hanging_server_changes_nothing(tmp_path, small_shards, monkeypatch):
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
+
+    (path,) = local_files(twin / "wandb")
+    logged = {name for row in read_file(path).rows for name in row}
+    assert set(shown_metrics()) - logged <= NOT_ON_THIS_MACHINE.keys()
+    pictures = {
+        key
+        for section in SECTIONS
+        for panel in section.panels
+        if panel.kind == "images"
+        for key in panel.keys
+    }
+    assert pictures <= {name.partition("/")[0] for name in logged}
