@@ -93,8 +93,8 @@ METRICS: dict[str, Metric] = {
     "train/accuracy_fraction": Metric(
         "",
         f"mean over all ranks' images of the steps applied {_INTERVAL}",
-        "Training images whose highest logit is the class that weighs most in their mixed target. "
-        "Not of masked pre-training.",
+        "Training images whose highest logit is the class that weighs most in their mixed target; "
+        "of equal ones the lowest class counts. Not of masked pre-training.",
     ),
     "train/grad_norm": Metric(
         "",
@@ -108,12 +108,12 @@ METRICS: dict[str, Metric] = {
         "train/update_ratio",
         f"all ranks, {_SAMPLED}",
         "Norm of the change that a step made to the weights of stage {stage}, over their norm; "
-        "from a sample of each large parameter.",
+        "from a sample of each large parameter. The head counts to none.",
     ),
     **_per_stage(
         "train/activation_rms",
         f"root mean square over all ranks, {_SAMPLED}",
-        "Residual stream as stage {stage} leaves it.",
+        "Residual stream as stage {stage} leaves it, in the step's first micro-batch.",
     ),
     **_per_stage(
         "train/activation_max",
@@ -163,7 +163,7 @@ METRICS: dict[str, Metric] = {
         "s",
         f"rank zero's time in one sampled step, times the steps {_INTERVAL}",
         "Time in which the step waited for collectives of gradients and parameters, which includes "
-        "waiting for slower ranks.",
+        "waiting for slower ranks. Not of ZeRO 3 on GPUs, which communicates beside computing.",
     ),
     "perf/compute_seconds": Metric(
         "s",

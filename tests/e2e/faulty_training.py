@@ -1,7 +1,8 @@
 """``python -m pretrain`` with a fault: ``faulty_training.py KIND FIRST LAST ARGUMENTS…``.
 
 ``not_finite`` makes the images of global batches FIRST to LAST NaN on the last rank, whenever they
-come; ``spike`` takes step FIRST to LAST with a thousand times its rate, once.
+come; ``spike`` takes step FIRST to LAST with a thousand times its rate, once;
+``raise`` fails before step FIRST to LAST.
 """
 
 import os
@@ -44,6 +45,8 @@ def connect(job, *rest):
 
 
 def rate(job, step):
+    if kind == "raise" and step in faulty_steps:
+        raise RuntimeError(f"step {step} fails")
     if kind == "spike" and step in faulty_steps:
         faulty_steps.discard(step)
         return 1000 * real_rate(job, step)

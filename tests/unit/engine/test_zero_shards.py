@@ -1,6 +1,7 @@
 """What is private to DeepSpeed stays in one file, and another version of it is refused by name."""
 
 import ast
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,17 @@ def test_the_parts_of_a_mapping_are_looked_at():
     del zero.module.parameters()[0]._hp_mapping.hp_fragment_address.numel
     with pytest.raises(EngineError, match="address has no numel"):
         shards.check_known(zero)
+
+
+def test_a_collective_that_moved_is_named(monkeypatch):
+    backend = SimpleNamespace(**dict.fromkeys(shards.COLLECTIVES))
+    package = SimpleNamespace(comm=SimpleNamespace(cdb=backend))
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(comm=package))
+    monkeypatch.setitem(sys.modules, "deepspeed.comm", package)
+    shards.check_communication()
+    del backend.all_gather
+    with pytest.raises(EngineError, match=r"backend has no all_gather; .*==0\.19\.8"):
+        shards.check_communication()
 
 
 def attributes_of(tree: ast.AST, owners: set[str]) -> set[str]:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,19 @@ def test_the_console_shows_declared_names_only():
 def test_names_need_no_torch():
     code = "import sys, pretrain.metrics.names; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def rows():
+    """The table in docs/watching.md; of stages the first stands for all."""
+    shown = {name: metric for name, metric in METRICS.items() if not re.search("_[234]$", name)}
+    return [
+        f"| `{name}`{' to `_4`' if name.endswith('_stage_1') else ''} | {metric.unit} "
+        f"| {metric.reduction} | {metric.meaning} |"
+        for name, metric in shown.items()
+    ]
+
+
+def test_the_documentation_lists_every_metric_as_it_is_declared():
+    text = (Path(__file__).parents[3] / "docs" / "watching.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(?:train|data|perf|memory|eval|run)/.*$", text, re.MULTILINE)
+    assert listed == rows()
