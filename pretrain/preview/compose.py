@@ -77,41 +77,53 @@ def sheet_of(
     """
     alone = augment.augment if isinstance(augment, MaskedAugment) else augment
     count, _, height, width = batch.images.shape
-    mixes = alone.draw_mixes(
-        count,
-        step=where.step,
-        first_group=first_group(config.augment, where.number, count),
-        height=height,
-        width=width,
-    )
+    first = first_group(config.augment, where.number, count)
+    mixes = alone.draw_mixes(count, step=where.step, first_group=first, height=height, width=width)
     rows = shown_rows(count, len(mixes), images)
     flat = [row for group in rows for row in group]
-    pixels = _pixels(given.inputs, flat, config.augment)
-    labels = _labels(given.targets, flat, manifest, config.augment.label_smoothing)
-    draws = alone.draws_of(batch.seeds, height=height, width=width)
-    partners = _partners(count, mixes)
-    panels = {
-        row: Panel(
-            pixels=pixels[place],
-            labels=labels[place],
-            sample_id=int(batch.sample_ids[row]),
-            partner_id=None if partners[row] is None else int(batch.sample_ids[partners[row]]),
-            draws=draws[row],
-            partner_draws=() if partners[row] is None else draws[partners[row]],
-            crop=_channels_last(batch.images[row]) if crops else None,
-        )
-        for place, row in enumerate(flat)
-    }
-    first = first_group(config.augment, where.number, count)
+    panels = iter(_panels(config, manifest, alone, batch, given, mixes, flat, crops=crops))
     return Sheet(
         title=_title(config, where, len(flat), count),
-        notes=_notes(config, given, len(manifest.classes)),
+        notes=_notes(config, len(manifest.classes)),
         groups=tuple(
-            Group(_heading(config, mix, first + number), tuple(panels[row] for row in group))
+            Group(_heading(config, mix, first + number), tuple(next(panels) for _ in group))
             for number, (mix, group) in enumerate(zip(mixes, rows, strict=True))
             if group
         ),
     )
+
+
+def _panels(
+    config: RunConfig,
+    manifest: Manifest,
+    augment: Augment,
+    batch: Batch,
+    given: Given,
+    mixes: list[Mix],
+    rows: list[int],
+    *,
+    crops: bool,
+) -> list[Panel]:
+    count, _, height, width = batch.images.shape
+    pixels = _pixels(given.inputs, rows, config.augment)
+    labels = _labels(given.targets, rows, manifest, config.augment.label_smoothing)
+    draws = augment.draws_of(batch.seeds, height=height, width=width)
+    partners = _partners(count, mixes)
+    panels = []
+    for place, row in enumerate(rows):
+        partner = partners[row]
+        panels.append(
+            Panel(
+                pixels=pixels[place],
+                labels=labels[place],
+                sample_id=int(batch.sample_ids[row]),
+                partner_id=None if partner is None else int(batch.sample_ids[partner]),
+                draws=draws[row],
+                partner_draws=() if partner is None else draws[partner],
+                crop=_channels_last(batch.images[row]) if crops else None,
+            )
+        )
+    return panels
 
 
 def first_group(settings: AugmentConfig, number: int, micro_batch: int) -> int:
@@ -236,7 +248,7 @@ def _heading(config: RunConfig, mix: Mix, group: int) -> str:
     )
 
 
-def _notes(config: RunConfig, given: Given, classes: int) -> tuple[str, ...]:
+def _notes(config: RunConfig, classes: int) -> tuple[str, ...]:
     if config.masking is not None:
         return (
             "Grey squares are hidden: in their place the model is given one learnt token, and it "
