@@ -9,6 +9,7 @@ the quartiles.
 """
 
 import argparse
+import math
 import platform
 import random
 import sys
@@ -26,8 +27,8 @@ from pretrain.config.load import load_run
 from pretrain.config.schema import RunConfig
 from pretrain.engine.classification import hits
 from pretrain.engine.engine import Engine
-from pretrain.engine.step_result import StepResult
-from pretrain.metrics.activations import Activations
+from pretrain.engine.step_result import Sample, StepResult
+from pretrain.metrics.activations import Activations, Looked
 from pretrain.metrics.clock import Clock
 from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
@@ -63,6 +64,9 @@ class Recorded:
             stages=model.parameter_stages(),
         )
         self.activations = Activations(model.layers)
+        with torch.no_grad():
+            self.maps = model.eval().encode(model.patch_embed(self.batch[0]))
+        model.train()
         self.meter = Meter()
         forecast = Forecast(
             total_steps=10**6,
@@ -117,6 +121,29 @@ class Recorded:
         self.recorder.progress(self.done, "training")
         return result
 
+    def own_parts(self) -> None:
+        """Do what recording adds to ten steps, apart from them, on outputs of the same sizes."""
+        logits, targets = self.batch[1], self.batch[1]
+        for _ in range(EVERY_STEPS):
+            self.done += 1
+            hit = hits(logits, targets).sum().float()
+            with self.clock.phase("step"):
+                self.meter.add(StepResult(targets.sum(), len(targets), 1.0, False, hit))
+            self.recorder.progress(self.done, "training")
+        self.engine._updates.before()
+        squares = self.engine._updates.after()
+        looked = Looked()
+        for output in self.maps:
+            looked.norms.append(torch.linalg.vector_norm(output))
+            looked.maxima.append(torch.linalg.vector_norm(output, math.inf))
+            looked.elements.append(output.numel())
+        sample = Sample(squares, None)
+        self.done += 1
+        self.meter.add(StepResult(targets.sum(), len(targets), 1.0, False, None, None, sample))
+        values = self.meter.read(looked).values | self.clock.read(0.0)
+        values["memory/peak_gib"] = peak_memory_gib(CPU)
+        self.recorder.write(self.done, values)
+
 
 def seconds_of(step: Callable[[], None]) -> tuple[float, float]:
     """Wall and CPU seconds of a step."""
@@ -135,6 +162,7 @@ def measure(config: RunConfig, rounds: int, batch: int) -> list[dict[str, tuple[
         for number in range(WARM_UP_ROUNDS + rounds):
             random.shuffle(order)
             seconds = {kind: seconds_of(kinds[kind]) for kind in order}
+            seconds["own"] = seconds_of(recorded.own_parts)
             if number >= WARM_UP_ROUNDS:
                 found.append(seconds)
         recorded.recorder.close()
@@ -172,6 +200,13 @@ def table(found: list[dict[str, tuple[float, float]]]) -> list[str]:
         f"| {label} | {' | '.join(spread(values) for values in columns)} |"
         for label, columns in shares.items()
     ]
+    own = [
+        spread([one["own"][which] / one["bare"][which] / EVERY_STEPS for one in found], "{:.3%}")
+        for which in (0, 1)
+    ]
+    lines.append(
+        f"| **its own work of {EVERY_STEPS} steps and a record, done apart** | {' | '.join(own)} |"
+    )
     seconds = [spread([one["bare"][which] for one in found], "{:.3f}") for which in (0, 1)]
     return [*lines, f"| a step without recording, s | {' | '.join(seconds)} |"]
 
