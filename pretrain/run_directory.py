@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "cluster",
     "log",
     "wandb",
+    "profile",
     "guard",
     "watchdog",
     "health",

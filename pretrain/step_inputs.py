@@ -1,7 +1,8 @@
 """What a step is given: this rank's augmented micro-batches, and a learning rate."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -44,6 +45,7 @@ def micro_batches(
     step: int,
     bad_samples: list[BadSample],
     recorder: Recorder,
+    around: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[tuple[Values, Values]]:
     """Yield this rank's augmented micro-batches of a step, each made when it is asked for.
 
@@ -55,6 +57,7 @@ def micro_batches(
         step: 0-based index of the step.
         bad_samples: what this rank could not use is added here.
         recorder: told of the picture of the run's first micro-batch, which rank zero draws.
+        around: gives what surrounds the making of a micro-batch, which it is told is "augment".
     """
     plan, rank = job.plan, job.world.rank
     for number in range(rank * plan.accumulation, (rank + 1) * plan.accumulation):
@@ -62,13 +65,14 @@ def micro_batches(
         bad_samples += batch.bad
         # Drop path draws from torch: the same at any resume, different in every micro-batch.
         torch.manual_seed(_stream_seed(job.config.seed, step, number))
-        made = augment(
-            batch.images.to(device, non_blocking=True),
-            batch.labels.to(device, non_blocking=True),
-            batch.seeds,
-            step=step,
-            first_group=first_group(job.config.augment, number, plan.micro_batch),
-        )
+        with around("augment"):
+            made = augment(
+                batch.images.to(device, non_blocking=True),
+                batch.labels.to(device, non_blocking=True),
+                batch.seeds,
+                step=step,
+                first_group=first_group(job.config.augment, number, plan.micro_batch),
+            )
         if step == 0 and number == 0:
             draw_first_batch(job, recorder, augment, batch, Given(*made))
         yield made

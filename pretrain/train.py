@@ -24,7 +24,7 @@ from pretrain.health import check_health
 from pretrain.initial_weights import load_initial_weights
 from pretrain.job import Job
 from pretrain.metrics.activations import Activations
-from pretrain.metrics.clock import Clock
+from pretrain.metrics.clock import Clock, Phase
 from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
@@ -32,6 +32,7 @@ from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, objective_of
 from pretrain.plan.devices import images_per_second_at_peak
 from pretrain.plan.memory import compare_with_peak
+from pretrain.profile.profiler import Profiler
 from pretrain.recovery import compare_ranks, find_checkpoint, go_back
 from pretrain.saving import Saver, open_store
 from pretrain.step_inputs import micro_batches, rate, training_batches
@@ -56,6 +57,7 @@ class Parts:
     saver: Saver
     watchdog: Watchdog
     stop: StopRequest
+    profiler: Profiler
     steps_done: int
     bad_samples: list[BadSample] = field(default_factory=list)
     """Of this rank, not reported yet."""
@@ -135,7 +137,8 @@ def connect(
         load_initial_weights(job, objective.encoder, recorder)
     if config.engine.compile:
         compile_blocks(objective.model)
-    engine = engine_of(job, objective, device)
+    profiler = Profiler(job, objective.model, recorder.event)
+    engine = engine_of(job, objective, device, profiler)
     meter = Meter()
     clock = Clock(
         global_batch=plan.global_batch,
@@ -154,7 +157,7 @@ def connect(
             config.engine.precision,
             plan.forward_macs_per_image,
         ),
-        on_phase=lambda phase: watchdog.enter(phase or "step"),
+        on_phase=lambda phase: enter(watchdog, profiler, phase),
     )
     recorder.eta_seconds = clock.eta_seconds
     guard = Guard(config.guard)
@@ -171,11 +174,12 @@ def connect(
         saver=Saver(job, store, engine, recorder, clock, meter, guard),
         watchdog=watchdog,
         stop=stop,
+        profiler=profiler,
         steps_done=first_step,
     )
 
 
-def engine_of(job: Job, objective: Objective, device: torch.device) -> Engine:
+def engine_of(job: Job, objective: Objective, device: torch.device, profiler: Profiler) -> Engine:
     """Build the engine for what is learnt."""
     config, plan = job.config, job.plan
     return Engine(
@@ -192,7 +196,14 @@ def engine_of(job: Job, objective: Objective, device: torch.device) -> Engine:
         loss=objective.loss,
         hits=objective.hits,
         stages=objective.model.parameter_stages(),
+        around=profiler.range,
     )
+
+
+def enter(watchdog: Watchdog, profiler: Profiler, phase: Phase | None) -> None:
+    """Tell who follows the clock's phases of the one that begins."""
+    watchdog.enter(phase or "step")
+    profiler.enter(phase)
 
 
 def restore(parts: Parts, reader: CheckpointReader) -> None:
@@ -219,7 +230,7 @@ def rewind(parts: Parts, fault: Fault) -> None:
 def run_steps(parts: Parts) -> str | Fault:
     """Train from the steps already done to the end, to a request to stop, or to a fault."""
     job, config, plan = parts.job, parts.job.config, parts.job.plan
-    with training_batches(job, parts.steps_done) as batches:
+    with training_batches(job, parts.steps_done) as batches, parts.profiler as profiler:
         stream = parts.clock.waiting(batches)
         for step in range(parts.steps_done, plan.total_steps):
             bad_before = len(parts.bad_samples)
@@ -228,14 +239,9 @@ def run_steps(parts: Parts) -> str | Fault:
             recorded = last or done % config.log.every_steps == 0
             with parts.clock.phase("step"), parts.activations.watched(recorded):
                 lr = rate(job, step)
+                augment, bad = parts.objective.augment, parts.bad_samples
                 made = micro_batches(
-                    job,
-                    parts.objective.augment,
-                    stream,
-                    parts.device,
-                    step,
-                    parts.bad_samples,
-                    parts.recorder,
+                    job, augment, stream, parts.device, step, bad, parts.recorder, profiler.range
                 )
                 result = parts.engine.train_step(made, lr, sampled=recorded)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)
@@ -247,7 +253,8 @@ def run_steps(parts: Parts) -> str | Fault:
                     return fault
             if is_due(job, done):
                 measure_accuracy(parts, done)
-            reason = None if last else parts.stop.agreed()
+            profiled = profiler.step_done(done)
+            reason = None if last else parts.stop.agreed() or profiled
             if done % config.guard.compare_every_steps == 0:
                 compare_ranks(job, parts.engine.weights_digest(), done)
             if parts.saver.is_due(done) or last or reason:
@@ -255,7 +262,7 @@ def run_steps(parts: Parts) -> str | Fault:
             if reason:
                 parts.recorder.event("stop_requested", signal=reason, step=done)
                 parts.recorder.progress(done, "stopped")
-                return "stopped"
+                return "profiled" if reason == profiled else "stopped"
             parts.recorder.progress(done, "training")
     return "done"
 

@@ -93,7 +93,8 @@ class Facts:
     """What is known once the ranks of an attempt are gone.
 
     Attributes:
-        intent: with what rank zero left, ``done`` or ``stopped``; None if it did not come to that.
+        intent: with what rank zero left, ``done``, ``stopped``, or ``profiled`` where it was only
+            to come that far; None if it did not come to that.
         intent_step: steps done then.
         failure: the first bad end of a rank, or why the supervisor ended them.
         asked: whether the supervisor was asked to stop.
@@ -144,7 +145,8 @@ def decide(facts: Facts) -> Decision:
         return Decision(outcome, cause, "done", reason)
     if cause == "bad_input":
         return Decision(outcome, cause, "give_up", reason)
-    if facts.asked or (job is not None and job.state != RUNNING):
+    profiled = facts.intent == "profiled" and outcome == "stopped"
+    if facts.asked or profiled or (job is not None and job.state != RUNNING):
         return Decision(outcome, cause, "stop", reason)
     if cause == "bad_node":
         return _without_bad_nodes(facts, reason)
@@ -178,6 +180,8 @@ def _classify(facts: Facts) -> tuple[Outcome, Cause, str]:
     if failure is None and facts.intent == "stopped":
         cause, why = _why_stopped(facts)
         return "stopped", cause, f"saved and stopped at step {facts.intent_step}{why}"
+    if failure is None and facts.intent == "profiled":
+        return "stopped", "user_stop", f"saved and stopped at step {facts.intent_step}, profiled"
     if facts.asked:
         cause, why = _why_stopped(facts)
         return "stopped", cause, f"stopped without saving{why}"

@@ -11,6 +11,7 @@ from pretrain.config.cluster import ClusterConfig
 from pretrain.config.engine import EngineConfig, OptimConfig, check_together
 from pretrain.config.guard import GuardConfig, HealthConfig, WatchdogConfig
 from pretrain.config.masking import MaskingConfig
+from pretrain.config.profile import ProfileConfig
 from pretrain.config.schedule import ScheduleConfig
 from pretrain.config.section import (
     Fraction,
@@ -337,6 +338,7 @@ class RunConfig(Section):
     results: ResultsConfig = ResultsConfig()
     log: LogConfig = LogConfig()
     wandb: WandbConfig = WandbConfig()
+    profile: ProfileConfig = ProfileConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

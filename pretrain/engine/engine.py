@@ -1,7 +1,7 @@
 """The training engine: DeepSpeed ZeRO reduces, clips, shards and skips; the rest is torch."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
@@ -56,6 +56,8 @@ class Engine:
         loss: from the model's outputs and the targets of a micro-batch to fp32 [B].
         hits: from the same to bool [B], what is counted beside the loss; None counts nothing.
         stages: stage of each parameter by name, from 0, whose updates sampled steps measure.
+        around: gives what surrounds each part of a step, which it is told by name: "forward",
+            "loss", "backward", "optimizer".
 
     Raises:
         EngineError: the model has frozen parameters, parameters without a depth where one is
@@ -78,10 +80,12 @@ class Engine:
         loss: Callable[[Tensor, Any], Tensor] = soft_target_cross_entropy,
         hits: Callable[[Tensor, Any], Tensor] | None = None,
         stages: Mapping[str, int] | None = None,
+        around: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._world = world
         self._loss = loss
         self._hits = hits
+        self._around = around
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._device = device
@@ -162,13 +166,18 @@ class Engine:
         drawn = 0
         for inputs, targets in islice(micro_batches, self._accumulation):
             self._check_size(inputs, targets)
-            outputs = self._zero(*_each(inputs))
-            losses = self._loss(outputs, targets)
-            loss_sum += losses.detach().sum()
-            if self._hits is not None:
-                hit_sum += self._hits(outputs.detach(), targets).sum()
-            self._zero.backward(_spoilt_unless_finite(losses.mean()))
-            self._zero.step()  # changes weights after the last micro-batch only
+            with self._around("forward"):
+                outputs = self._zero(*_each(inputs))
+            with self._around("loss"):
+                losses = self._loss(outputs, targets)
+                loss_sum += losses.detach().sum()
+                if self._hits is not None:
+                    hit_sum += self._hits(outputs.detach(), targets).sum()
+                loss = _spoilt_unless_finite(losses.mean())
+            with self._around("backward"):
+                self._zero.backward(loss)
+            with self._around("optimizer"):
+                self._zero.step()  # changes weights after the last micro-batch only
             drawn += 1
         if drawn < self._accumulation:
             raise EngineError(
@@ -177,7 +186,8 @@ class Engine:
         applied = self._zero.was_step_applied()
         self._count_step(applied)
         if applied and self._ema is not None:
-            self._ema.update(self._optimizer_step)
+            with self._around("optimizer"):
+                self._ema.update(self._optimizer_step)
         norm = self._zero.get_global_grad_norm() if applied else float("inf")
         hits = None if self._hits is None else hit_sum
         return StepResult(loss_sum, drawn * self._micro_batch, norm, not applied, hits, scale)

@@ -140,6 +140,7 @@ def make_plan(
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
     (steps_per_epoch, total_steps), lr_scale = _steps(config, train_samples), _lr_scale(config)
+    _check_profile(config, total_steps, resources.world_size)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
     trained = total_steps * config.batch.global_size
     evaluated = _evaluated_images(config, eval_samples, probe)
@@ -220,6 +221,21 @@ def _check_device(config: RunConfig, device: str) -> None:
             raise ConfigError(
                 f"{field}: NVIDIA apex is for GPUs, and this run has none; give {field}=torch"
             )
+
+
+def _check_profile(config: RunConfig, total_steps: int, world_size: int) -> None:
+    """Refuse to profile steps and ranks that there are none of."""
+    profile = config.profile
+    if profile.steps and profile.first_step + profile.steps > total_steps:
+        raise ConfigError(
+            f"profile.steps: {profile.steps} after {profile.first_step} are more than the "
+            f"{total_steps} steps of the run"
+        )
+    missing = [rank for rank in profile.ranks if rank >= world_size]
+    if profile.steps and missing:
+        raise ConfigError(
+            f"profile.ranks: there is no rank {missing[0]} among {world_size}, which count from 0"
+        )
 
 
 def _end_lr(config: RunConfig) -> float:

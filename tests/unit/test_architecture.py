@@ -57,6 +57,7 @@ TORCH_FREE = (
     "pretrain.evaluate.classes",
     "pretrain.evaluate.recorded",
     "pretrain.engine.zero_config",
+    "pretrain.profile.__main__",
     "launch.runs",
     "launch.slurm",
     "launch.supervise.supervisor",

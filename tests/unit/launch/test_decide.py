@@ -56,6 +56,8 @@ TABLE = [
         slurm(replace(JOB, never_started_before=True), failure=ABSENT),
         "crashed", "never_started", "requeue",
     ),
+    (slurm(intent="profiled", intent_step=7), "stopped", "user_stop", "stop"),
+    (slurm(intent="profiled", failure=KILLED), "crashed", "rank_died", "restart"),
     (slurm(**STOPPED), "stopped", "stop_signal", "requeue"),
     (slurm(replace(JOB, seconds_left=200.0), **STOPPED), "stopped", "time_limit", "requeue"),
     (slurm(replace(JOB, seconds_left=None), **STOPPED), "stopped", "stop_signal", "requeue"),
