@@ -139,10 +139,9 @@ def make_plan(
     shape = _checked_shape(config, resources.device)
     train_samples, eval_samples = _samples(config, manifest)
     micro_batch, accumulation = split_batch(config, resources.world_size)
-    (steps_per_epoch, total_steps), lr_scale = _steps(config, train_samples), _lr_scale(config)
-    _check_profile(config, total_steps, resources.world_size)
+    steps_per_epoch, total_steps = _steps(config, train_samples, resources.world_size)
     parameters, macs = count_parameters(shape), count_forward_macs(shape)
-    trained = total_steps * config.batch.global_size
+    trained, lr_scale = total_steps * config.batch.global_size, _lr_scale(config)
     evaluated = _evaluated_images(config, eval_samples, probe)
     return Plan(
         preset=config.preset,
@@ -267,7 +266,7 @@ def _lr_scale(config: RunConfig) -> float:
     return config.batch.global_size / (config.optim.lr_reference_batch or config.batch.global_size)
 
 
-def _steps(config: RunConfig, train_samples: int) -> tuple[int, int]:
+def _steps(config: RunConfig, train_samples: int, world_size: int) -> tuple[int, int]:
     """Return the steps of an epoch and of the run."""
     steps = train_samples // config.batch.global_size
     if steps == 0:
@@ -276,6 +275,7 @@ def _steps(config: RunConfig, train_samples: int) -> tuple[int, int]:
             f"samples of split '{config.data.train_split}'; "
             f"give batch.global_size={_power_of_two(train_samples)} or more data"
         )
+    _check_profile(config, steps * config.schedule.epochs, world_size)
     return steps, steps * config.schedule.epochs
 
 

@@ -8,6 +8,8 @@ PARTS = ("data", "augment", "forward", "loss", "backward", "optimizer", "evaluat
 """Ranges of a step, beside which the host does other things."""
 BETWEEN = "between"
 """What is in no part: records, votes, checks."""
+ELSEWHERE = "elsewhere"
+"""The place of what the network does outside its named parts."""
 
 Event = Mapping[str, Any]
 """One of the trace's, in Chrome's format."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pretrain.profile import kinds
-from pretrain.profile.events import PARTS, Allocation, Event, Slice, Where
+from pretrain.profile.events import ELSEWHERE, PARTS, Allocation, Event, Slice, Where
 from pretrain.profile.flops import flops_of
 
 NODE = "autograd::engine::evaluate_function: "
@@ -129,7 +129,8 @@ def _is_place(name: str) -> bool:
 def _node(name: str, creator: Where | None) -> Where:
     """A node of the backward pass is where the forward operator was that it came from."""
     where = replace(creator or Where(), part="backward", way="backward", name=name)
-    return replace(where, kind=kinds.GRADIENTS) if name.endswith("AccumulateGrad") else where
+    of_zero = name.endswith(("AccumulateGrad", "BackwardFunctionForModuleBackward"))
+    return replace(where, kind=kinds.GRADIENTS) if of_zero else where
 
 
 def _operator(name: str, parent: Where) -> Where:
@@ -145,6 +146,8 @@ def _operator(name: str, parent: Where) -> Where:
         return replace(parent, name=name)
     if parent.part not in ("forward", "backward"):
         return replace(parent, kind=kinds.OTHER, name=name)
+    if parent.name == "forward":
+        parent = replace(parent, place=ELSEWHERE)
     kind = kinds.kind_of_operator(name, parent.place, parent.unit)
     vague = parent.kind == kinds.COMPILED and kind not in kinds.WITH_PRODUCTS
     return replace(parent, kind=kinds.COMPILED if vague else kind, name=name)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 
 from pretrain.profile import kinds
-from pretrain.profile.events import BETWEEN, Slice
+from pretrain.profile.events import BETWEEN, ELSEWHERE, Slice
 from pretrain.profile.memory import ACTIVATIONS, Peak, find_peak, known_before
 from pretrain.profile.trace import Profile
 
@@ -42,8 +42,9 @@ PLACES = (
     "stage 4",
     "head",
     "decoder",
+    ELSEWHERE,
 )
-_NOT_OF_PLACES = {"loss": "loss", kinds.GRADIENTS: kinds.GRADIENTS}
+_ZERO = "ZeRO, autograd"
 _UNKNOWN = "no place known"
 _COLUMNS = ("embed", "st. 1", "st. 2", "st. 3", "st. 4", "merge", "head", "rest")
 
@@ -156,7 +157,13 @@ def _in_network(piece: Slice) -> bool:
 
 def _row_of(piece: Slice) -> str:
     where = piece.where
-    return where.place or _NOT_OF_PLACES.get(where.kind) or _UNKNOWN
+    if where.kind == "loss":
+        return "loss"
+    # What the host does between the network's parts is ZeRO's hooks, and little of autograd's.
+    between = where.kind == kinds.HOST and where.name in ("forward", "backward")
+    if where.kind == kinds.GRADIENTS or between:
+        return _ZERO
+    return where.place or _UNKNOWN
 
 
 def _places(profile: Profile, sheet: _Sheet) -> list[str]:
@@ -179,10 +186,10 @@ def _places(profile: Profile, sheet: _Sheet) -> list[str]:
         f"{'Network':<18}{'forward':>9}{'again':>8}{'backward':>10}{'ms':>10}  share"
         f"{'GFLOP':>9}{'GFLOP/s':>9}{'products':>10}{'kept':>8}"
     ]
-    for row in (*PLACES, "loss", kinds.GRADIENTS, _UNKNOWN):
+    for row in (*PLACES, "loss", _ZERO, _UNKNOWN):
         ways = [sums.get((row, way), 0.0) for way in ("forward", "again", "backward")]
         if sum(ways):
-            kept_bytes = kept.get(row, 0) + (kept.get("elsewhere", 0) if row == "loss" else 0)
+            kept_bytes = kept.get(row, 0)
             lines.append(
                 f"  {row:<16}{ways[0]:>9.2f}{ways[1]:>8.2f}{ways[2]:>10.2f}{sum(ways):>10.2f} "
                 f"{sheet.share(sum(ways))}{_rates(flops[row], sum(ways), products.get(row, 0.0))}"
@@ -223,7 +230,7 @@ def _column_of(piece: Slice) -> str:
         return f"st. {place[-1]}"
     if place.startswith("patch "):
         return "embed" if place == "patch embedding" else "merge"
-    return "head" if place else "rest"
+    return "head" if place in ("head", "decoder") else "rest"
 
 
 def _kinds(sheet: _Sheet) -> list[str]:
@@ -237,7 +244,7 @@ def _kinds(sheet: _Sheet) -> list[str]:
     rows = sheet.by(row_of)
     lines = [
         f"{'Kinds of operation, ms':<24}"
-        + "".join(f"{column:>8}" for column in _COLUMNS)
+        + "".join(f"{column:>7}" for column in _COLUMNS)
         + f"{'all':>9}  share"
     ]
     for kind in kinds.KINDS:
@@ -245,10 +252,16 @@ def _kinds(sheet: _Sheet) -> list[str]:
             values = [cells.get((kind, column), 0.0) for column in _COLUMNS]
             lines.append(
                 f"  {kind:<22}"
-                + "".join(f"{value:>8.2f}" if value else " " * 8 for value in values)
+                + "".join(_cell(value) for value in values)
                 + f"{rows[kind]:>9.2f} {sheet.share(rows[kind])}"
             )
     return lines
+
+
+def _cell(milliseconds: float) -> str:
+    """A number in seven columns, with as many places as there is room for."""
+    places = 2 if milliseconds < 1000 else 1 if milliseconds < 10000 else 0
+    return f"{milliseconds:>7.{places}f}" if milliseconds else " " * 7
 
 
 def _longest(profile: Profile, sheet: _Sheet) -> list[str]:
@@ -285,8 +298,8 @@ def _memory(profile: Profile) -> list[str]:
     whose = "device" if profile.on_device else "host (tensors)"
     total = sum(sizes.values()) + sum(before.values())
     lines = [
-        f"Memory of the {whose} at its peak, {total / MIB:,.1f} MiB, in the part '{peak.part}'; "
-        "what is there all the time as planned"
+        f"Memory of the {whose} at its peak: {total / MIB:,.1f} MiB, in part '{peak.part}' "
+        "(lasting state as planned)"
     ]
     rows = [*before.items(), *sorted(sizes.items(), key=lambda item: -item[1])]
     cells = [f"{name:<30}{size / MIB:>10,.1f} {size / total:>6.1%}" for name, size in rows if size]

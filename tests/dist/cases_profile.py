@@ -106,6 +106,7 @@ def seen(trace: Path) -> dict[str, Any]:
                 where.part in inside
                 and not where.place
                 and where.kind not in ("collectives", "gradients, ZeRO", "loss")
+                and where.name not in inside  # Python between the parts: ZeRO's hooks
             )
         ),
         "shares": [share(partial(_is_in, part)) for part in (*inside, "optimizer")],

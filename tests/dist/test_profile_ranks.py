@@ -48,11 +48,9 @@ def test_operations_are_those_of_the_plan(ranks, way):
     assert flops["forward"] == pytest.approx(forward_flops(), rel=0.02)
     # Images have no gradient, so the first product has half of the rest's in the backward pass.
     assert flops["backward"] == pytest.approx(2 * forward_flops(), rel=0.03)
-    expected = {0: 0, 1: forward_flops()}.get(way)
-    if expected is not None:
-        assert flops["again"] == pytest.approx(expected, rel=0.1)
-    else:
-        assert 0.2 * forward_flops() < flops["again"] < forward_flops()
+    # Whole blocks, but for what comes after the last value that is needed; or products of MLPs.
+    low, high = ((0, 0), (0.8, 1.0), (0.3, 0.7))[way]
+    assert low * forward_flops() <= flops["again"] <= high * forward_flops()
 
 
 def test_what_is_computed_again_is_told_apart(ranks):
@@ -67,8 +65,8 @@ def test_a_deeper_stage_takes_more(ranks):
 
 
 def test_whole_blocks_again_keep_less(ranks):
-    kept = [sum(ranks[0][way]["kept"].values()) for way in range(3)]
-    assert kept[1] < kept[2] < kept[0]
+    kept = [sum(ranks[0][way]["kept"].values()) for way in range(2)]
+    assert kept[1] < kept[0] / 3
     # What torch saves of stage 1's residual stream alone, fp32.
     assert ranks[0][0]["kept"]["stage 1"] > 2 * MICRO_BATCH * 8 * 8 * 16 * 4
 

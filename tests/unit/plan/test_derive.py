@@ -296,3 +296,16 @@ def test_a_full_disk_is_pointed_out():
 
 def test_the_plan_is_json():
     assert json.loads(plan_of("swin_t_1k").to_json())["global_batch"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("profile.first_step=400000", "5 after 400000 are more than the"),
+        ("profile.ranks=[0,8]", "there is no rank 8 among 8"),
+    ],
+)
+def test_steps_and_ranks_that_are_to_be_profiled_must_be_there(override, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_of("swin_t_1k", ["profile.steps=5", override])
+    plan_of("swin_t_1k", [override])
