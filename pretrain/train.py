@@ -105,7 +105,7 @@ def train(job: Job) -> str:
             watchdog.enter("save")
             if outcome == "done":
                 finish(parts)
-            recorder.event(outcome)
+            recorder.event("done" if outcome == "done" else "stopped")
             leave_outcome(parts, outcome)
             # Not after an error: NCCL's groups close together, and peers wait in a collective then.
             parts.engine.close()
