@@ -35,12 +35,11 @@ from launch.supervise.nodes import bad_ranks
 from launch.supervise.ranks import Layout, LocalRanks, Ranks, end_leftovers, rank_command
 from launch.supervise.signs import Signs
 from launch.supervise.srun import SlurmRanks
+from launch.supervise.views import wrap_up
 from launch.supervise.watch import StopRequest, name_culprit, watch
 from pretrain.errors import LaunchError, PretrainError
 from pretrain.files import replace_text
 from pretrain.metrics.alerts import end_text
-from pretrain.metrics.mirror.mirror import send_the_rest
-from pretrain.metrics.report.process import write_last
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
 from pretrain.world import node_name
@@ -189,23 +188,11 @@ class _Supervisor:
                 next_action = self._record_end(number, refused, None)
             if next_action != "restart":
                 break
-        problem = write_last(self._run, done=next_action == "done")
-        if problem is not None:
-            self._say(f"no report: {problem}")
+        for problem in wrap_up(self._run, self._config, next_action):
+            self._say(problem)
         if next_action == "done":
             return EXIT_DONE
-        if next_action in ("give_up", "stop"):
-            self._end_mirror()
         return EXIT_FAILED if next_action == "give_up" else EXIT_STOPPED
-
-    def _end_mirror(self) -> None:
-        """Let Weights & Biases have what attempts that ended badly could not send."""
-        if read_attempts(self._run)[-1].outcome == "stopped":
-            return  # rank zero sent all there is
-        python = python_of_ranks(self._config)
-        problem = send_the_rest(self._run, EXIT_FAILED, python=python)
-        if problem is not None:
-            self._say(f"Weights & Biases: the end of the run was not sent: {problem}")
 
     def _last_number(self) -> int:
         """Number of the newest attempt, those made without a supervisor included."""

@@ -33,11 +33,10 @@ class Recorder:
     ``resume_step``, so that over any number of attempts each step's numbers are there once.
     events.jsonl is history and is never cut: ``{"time", "attempt", "event", field: value…}``.
 
-    Weights & Biases mirrors metrics.jsonl from a process of its own; if it fails, one warning and
-    one event say so. So it is with report.html, which is renewed beside training.
     What somebody should hear of at once is an event ``alert``, by the rules of
     `pretrain.metrics.alerts`. Weights & Biases mirrors all of it from a process of its own; if it
-    fails, one warning and one event say so.
+    fails, one warning and one event say so. So it is with report.html, which is renewed beside
+    training.
 
     Args:
         run: the run's directory, which must exist.
