@@ -36,4 +36,4 @@ def _end_mirror(run: RunDirectory, config: RunConfig, last: Next) -> str | None:
     """Send what attempts that ended badly could not; where all went well, rank zero sent it."""
     if last not in ("give_up", "stop") or read_attempts(run)[-1].outcome == "stopped":
         return None
-    return send_the_rest(run, EXIT_CODE, python=python_of_ranks(config))
+    return send_the_rest(run.wandb_dir, EXIT_CODE, python=python_of_ranks(config))

@@ -37,6 +37,10 @@ def _parser() -> argparse.ArgumentParser:
         help="with the lowest priority, and only while the process that started this lives",
     )
     _add_runs_dir(report)
+    repair = verbs.add_parser("repair", help="rebuild what wandb lost, from the record")
+    repair.set_defaults(verb=_repair)
+    repair.add_argument("run", metavar="RUN", help="name of a run, or its directory")
+    _add_runs_dir(repair)
     dashboard = verbs.add_parser("dashboard", help="save a workspace and a report to wandb")
     dashboard.set_defaults(verb=_dashboard)
     dashboard.add_argument("--project", required=True, metavar="P", help="whose runs they show")
@@ -95,6 +99,13 @@ def _compare(options: argparse.Namespace) -> int:
         raise LaunchError(f"--out {out}: cannot be written: {error.strerror}") from None
     print_tables(facts)
     print(out.absolute())
+    return 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from pretrain.metrics.mirror.repair import repair
+
+    print("\n".join(repair(find_run(options.run, Path(options.runs_dir)))))
     return 0
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pretrain.config.schema import WandbConfig
 from pretrain.files import read_json, replace_text
@@ -68,23 +68,10 @@ class WandbMirror:
         try:
             directory.mkdir(exist_ok=True)
             settings_path = directory / SETTINGS_NAME
-            values = {
-                "id": run_id(settings_path),
-                "name": name,
-                "project": settings.project,
-                "entity": settings.entity,
-                "mode": settings.mode,
-                "directory": str(directory),
-                "metrics_path": str(run.metrics_path),
-                "events_path": str(run.events_path),
-                "checkpoints_dir": str(run.checkpoints_dir),
-                "augmentation_path": str(run.augmentation_path),
-                "images_per_step": images_per_step,
-                "rank_pid": os.getpid(),
-                "start_seconds": start_seconds,
-                "finish_seconds": finish_seconds,
-                "config": dict(config),
-            }
+            values = settings_of(
+                run, settings, name=name, images_per_step=images_per_step, config=config
+            )
+            values |= {"start_seconds": start_seconds, "finish_seconds": finish_seconds}
             replace_text(settings_path, json.dumps(values, indent=1) + "\n")
             with self._log_path.open("wb") as log:
                 self._process = start_process(settings_path, log, stdin=subprocess.PIPE)
@@ -124,15 +111,47 @@ class WandbMirror:
             self._problem = last_words(self._log_path) or f"its process ended with code {code}"
 
 
+def settings_of(
+    run: RunDirectory,
+    settings: WandbConfig,
+    *,
+    name: str,
+    images_per_step: int,
+    config: Mapping[str, object],
+) -> dict[str, Any]:
+    """What the process is told, JSON values; the arguments are those of `WandbMirror`."""
+    return {
+        "id": run_id(run.wandb_dir / SETTINGS_NAME),
+        "name": name,
+        "project": settings.project,
+        "entity": settings.entity,
+        "mode": settings.mode,
+        "directory": str(run.wandb_dir),
+        "metrics_path": str(run.metrics_path),
+        "events_path": str(run.events_path),
+        "checkpoints_dir": str(run.checkpoints_dir),
+        "augmentation_path": str(run.augmentation_path),
+        "images_per_step": images_per_step,
+        "rank_pid": os.getpid(),
+        "start_seconds": START_SECONDS,
+        "finish_seconds": FINISH_SECONDS,
+        "config": dict(config),
+    }
+
+
 def send_the_rest(
-    run: RunDirectory, exit_code: int, *, python: str, seconds: float = LAST_SECONDS
+    directory: Path,
+    exit_code: int,
+    *,
+    python: str = sys.executable,
+    seconds: float = LAST_SECONDS,
 ) -> str | None:
     """Send what a killed attempt left unsent, and end wandb's run with that exit code.
 
     Nothing is raised. A run without a mirror has nothing to send.
 
     Args:
-        run: the run, of which nothing trains any more.
+        directory: the ``wandb/`` of a run that nothing trains any more.
         exit_code: how it ended, for wandb.
         python: the interpreter that has wandb.
         seconds: time limit, after which it is left as it is.
@@ -140,7 +159,7 @@ def send_the_rest(
     Returns:
         Why it could not be sent; None where all is well.
     """
-    settings_path, log_path = run.wandb_dir / SETTINGS_NAME, run.wandb_dir / "mirror_last.log"
+    settings_path, log_path = directory / SETTINGS_NAME, directory / "mirror_last.log"
     if not settings_path.is_file():
         return None
     try:

@@ -288,6 +288,6 @@ def test_a_killed_rank_still_gets_its_wandb_run_finished(run):
         time.sleep(0.1)
     assert [row["global_step"] for row in files[0].rows] == [10, 20], "30 may not be all there"
     assert files[0].exit_code == 1
-    assert send_the_rest(run, 1, python=sys.executable) is None
+    assert send_the_rest(run.wandb_dir, 1) is None
     rows = [row["global_step"] for file in read_back(run) for row in file.rows]
     assert rows == [10, 20, 30]
