@@ -92,6 +92,7 @@ def test_after_any_loss_the_history_is_the_record(recorded):
     assert repair(recorded)[-1] == "nothing is missing; nothing was done"
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_after_a_repair_repeats_nothing(recorded, make_config):
     for path in local_files(recorded.wandb_dir):
         path.unlink()
@@ -110,13 +111,15 @@ def test_a_run_that_goes_on_after_a_repair_repeats_nothing(recorded, make_config
     assert [row["global_step"] for row in rows] == [10, 20, 30, 40, 50]
 
 
-def test_a_rebuild_that_fails_leaves_everything_where_it_is(recorded, monkeypatch):
-    first, second = local_files(recorded.wandb_dir)
-    first.unlink()
+def test_a_rebuild_that_fails_leaves_everything_where_it_is(run, monkeypatch):
+    run.metrics_path.write_text('{"step": 10, "train/loss": 1.0}\n')
+    torn = run.wandb_dir / "offline-run-20260101_000000-abcd1234" / "run-abcd1234.wandb"
+    torn.parent.mkdir(parents=True)
+    torn.write_bytes(b":W&B")
     monkeypatch.setattr(module, "send_the_rest", lambda *_, **__: "wandb is gone")
     with pytest.raises(LaunchError, match="wandb is gone"):
-        repair(recorded)
-    assert local_files(recorded.wandb_dir) == [second]
+        repair(run)
+    assert local_files(run.wandb_dir) == [torn]
 
 
 def test_an_active_run_and_one_without_a_record_are_refused(run):
