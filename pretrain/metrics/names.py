@@ -66,18 +66,19 @@ def accuracy_names(given: Weights) -> tuple[str, str]:
     return f"{own}top1_fraction", f"{probe}top1_fraction"
 
 
-def _accuracy(prefix: str, images: str, weights: str) -> dict[str, Metric]:
-    """Loss and accuracy of some weights on some images."""
-    mean = f"mean over the {images}"
+def _accuracy(prefix: str, of: str, weights: str) -> dict[str, Metric]:
+    """Loss and accuracy of some weights on the images of a split, or of the probe's classes."""
+    mean = f"mean over the {of}'s images"
+    logits = f"logits of {weights}" if of == "split" else f"logits that {weights} give its classes"
     return {
         f"{prefix}loss": Metric(
-            "nats", mean, f"Cross-entropy of {weights} against the plain labels."
+            "nats", mean, f"Cross-entropy of the {logits} against the plain labels."
         ),
         f"{prefix}top1_fraction": Metric(
-            "", mean, f"Images whose label has the highest logit of {weights}."
+            "", mean, f"Images whose label has the highest of the {logits}."
         ),
         f"{prefix}top5_fraction": Metric(
-            "", mean, f"Images whose label is among the five highest logits of {weights}."
+            "", mean, f"Images whose label has one of the five highest of the {logits}."
         ),
         f"{prefix}images": Metric("images", "sum over all ranks", "Images evaluated."),
     }
@@ -191,10 +192,10 @@ METRICS: dict[str, Metric] = {
         "maximum over ranks since their start",
         "Peak memory: the device allocator's on CUDA, the process's resident set on CPU.",
     ),
-    **_accuracy("eval/", "split's images", "the weights as trained"),
-    **_accuracy("eval/ema_", "split's images", "the averaged weights"),
-    **_accuracy("eval/probe_", "probe's images", "the weights as trained, of the probe's classes,"),
-    **_accuracy("eval/probe_ema_", "probe's images", "the averaged weights, of its classes,"),
+    **_accuracy("eval/", "split", "the weights as trained"),
+    **_accuracy("eval/ema_", "split", "the averaged weights"),
+    **_accuracy("eval/probe_", "probe", "the weights as trained"),
+    **_accuracy("eval/probe_ema_", "probe", "the averaged weights"),
     "run/attempt": Metric(
         "attempts", "last step", "Lives of the run so far, this one included; from 1."
     ),
