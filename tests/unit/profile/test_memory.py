@@ -1,6 +1,6 @@
 """What was in memory at its peak, from made-up allocations."""
 
-from fabricated import Trace
+from fabricated_trace import Trace
 
 from pretrain.profile.memory import find_peak, known_before
 from pretrain.profile.trace import take_apart

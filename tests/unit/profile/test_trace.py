@@ -6,7 +6,7 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
-from fabricated import AUTOGRAD, MAIN, NETWORK, Trace, on_cuda
+from fabricated_trace import AUTOGRAD, MAIN, NETWORK, Trace, on_cuda
 
 from pretrain.errors import PretrainError
 from pretrain.profile import kinds

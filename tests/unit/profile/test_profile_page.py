@@ -3,7 +3,7 @@
 import json
 import re
 
-from fabricated import Trace, on_cuda
+from fabricated_trace import Trace, on_cuda
 
 from pretrain.profile.__main__ import main
 from pretrain.profile.page import render
