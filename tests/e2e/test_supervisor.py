@@ -141,6 +141,9 @@ def test_a_killed_rank_restarts_from_the_checkpoint(run: RunDirectory) -> None:
     ended = [event for event in events(run) if event["event"] == "attempt_ended"]
     assert [event["cause"] for event in ended] == ["rank_died", "done"]
     assert ended[0]["culprit_rank"] == 1
+    (alert,) = [event for event in events(run) if event["event"] == "alert"]
+    assert (alert["about"], alert["step"]) == ("failure", 24)
+    assert alert["text"] == f"attempt 1: {first.reason}; restarting"
     assert sum(event["event"] == "attempt_started" for event in events(run)) == 2
     assert not run.failure_path.exists()
     assert second.checkpoint_step_before is not None

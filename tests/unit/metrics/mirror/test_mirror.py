@@ -270,7 +270,7 @@ def test_a_damaged_settings_file_costs_only_the_run_id(run, make_config, pretend
 def test_a_killed_rank_still_gets_its_wandb_run_finished(run):
     program = f"""
         import os, signal, sys, time
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from conftest import config_of
         from pretrain.metrics.recorder import Recorder
         from pretrain.run_directory import RunDirectory
