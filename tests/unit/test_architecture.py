@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -169,3 +170,10 @@ def test_every_folder_of_tests_is_collected(request):
     for folder in folders:
         for part in folder.relative_to(ROOT).parts:
             assert not any(fnmatch(part, pattern) for pattern in passed_over), folder
+
+
+def test_no_two_modules_of_tests_share_a_name():
+    """Pytest imports them all by their bare names."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    del names["conftest.py"]
+    assert [name for name, count in names.items() if count > 1] == []
