@@ -14,6 +14,8 @@ from launch.look_after.view import Line, progress_line, view
 if TYPE_CHECKING:
     from rich.console import Console
 
+ENDED = ("done", "stopped")
+"""States that training leaves only with another attempt."""
 _UP, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[{}A", "\x1b[K", "\x1b[J"
 
 
@@ -29,15 +31,16 @@ class Lines:
         print(line, flush=True)
 
     def show(self, name: str, progress: dict[str, Any], *, line_seconds: float) -> None:
-        """Print how far a run is, unless the same state was shown a short time ago.
+        """Print how far a run is: each new state, and the same again after some time, not the end.
 
         Args:
             name: what the run is called.
             progress: its progress.json.
-            line_seconds: that short time.
+            line_seconds: that time.
         """
-        state = (name, progress.get("attempt"), progress.get("state"))
-        if state != self._shown or time.monotonic() - self._shown_time >= line_seconds:
+        state = (name, progress.get("state"))
+        is_due = time.monotonic() - self._shown_time >= line_seconds
+        if state != self._shown or (is_due and progress.get("state") not in ENDED):
             self._shown, self._shown_time = state, time.monotonic()
             self.say(progress_line(name, progress, now=time.time()))
 

@@ -10,6 +10,7 @@ import pytest
 from fabricated import add_progress, make_run
 from terminal import COLOURS, Terminal
 
+from launch.look_after.screen import Lines
 from pretrain.run_directory import RunDirectory
 from pretrain.run_lock import run_lock
 
@@ -124,3 +125,20 @@ def test_a_terminal_without_a_cursor_gets_lines(run: RunDirectory) -> None:
             "first training step 300/1,000 (30.0 %) | epoch 4/10 | loss 1.25 | accuracy 42.5 %"
         )
         assert b"\x1b" not in terminal.written
+
+
+def test_lines_say_each_state_once_and_what_goes_on_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = Lines()
+    for state, attempt in (
+        ("starting", None), ("starting", 1), ("training", 1), ("training", 1), ("done", 1),
+        ("done", 1),
+    ):  # fmt: skip
+        lines.show("first", {**MEASURED, "state": state, "attempt": attempt}, line_seconds=60.0)
+    lines.show("first", {**MEASURED, "state": "done"}, line_seconds=0.0)
+    said = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["starting", "training", "done"]
+    for _ in range(2):
+        lines.show("first", {**MEASURED, "state": "training"}, line_seconds=0.0)
+    assert len(capsys.readouterr().out.splitlines()) == 2
