@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.metrics.console import duration
 from pretrain.metrics.report.elements import GIB, escape, is_number, note, short, size, table
 from pretrain.metrics.report.facts import Facts
 
@@ -40,7 +41,9 @@ Row = tuple[str, str, str, str]
 
 def _row(name: str, planned: float, actual: float, unit: str = "") -> Row:
     def text(value: float) -> str:
-        return size(value) if unit == "bytes" else f"{short(value)} {unit}".strip()
+        if unit == "hours":
+            return short(value) if planned >= 1 else duration(3600 * value)
+        return size(value) if unit == "bytes" else short(value)
 
     ratio = f"{actual / planned:.2f}" if planned > 0 else ""
     return name, text(planned), text(actual), ratio
@@ -73,7 +76,7 @@ def _hours_row(facts: Facts) -> Row | None:
     if planned is None or actual is None:
         return None
     name = "hours" if facts.state in _ENDED else "hours, with what is left by now"
-    return _row(name, planned, actual)
+    return _row(name if planned >= 1 else name.replace("hours", "time"), planned, actual, "hours")
 
 
 def _gpu_hours_row(facts: Facts, count: int) -> Row | None:

@@ -147,6 +147,7 @@ pre {
   .numbers td:first-child { white-space: normal; }
   td.time ~ td:last-child { min-width: 230px; }
   .compared td:first-child { max-width: 120px; }
+  .panel img { max-width: none; width: 720px; }
 }
 @media print {
   .wide, pre { max-height: none; overflow: visible; }

@@ -117,7 +117,7 @@ def events(facts: Facts) -> str:
         shown[kind] += 1
         if shown[kind] <= EVENTS_PER_KIND_MAX:
             rest = {key: event[key] for key in event if key not in ("time", "attempt", "event")}
-            details = ", ".join(f"{key} {value}" for key, value in rest.items())
+            details = ", ".join(f"{key} {_plain(value)}" for key, value in rest.items())
             if len(details) > DETAILS_MAX:
                 details = f"{details[:DETAILS_MAX]} …"
             attempt = str(event.get("attempt", ""))
@@ -131,6 +131,10 @@ def events(facts: Facts) -> str:
     if left_out:
         said += f" Not shown: {', '.join(left_out)}; see events.jsonl."
     return (note(said) if rows else "") + table(("time, UTC", "attempt", "event", "details"), rows)
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def meanings(facts: Facts) -> str:
