@@ -33,7 +33,7 @@ def plan_and_actual(facts: Facts) -> str:
     cost = plan.get("cost")
     assumed = cost.get("assumption") if isinstance(cost, Mapping) else None
     said = note(f"The plan assumed: {escape(str(assumed))}.") if assumed and rows else ""
-    return table(("", "planned", "actual", "actual / planned"), rows, kind="numbers") + said
+    return table(("", "planned", "actual", "ratio"), rows, kind="numbers") + said
 
 
 Row = tuple[str, str, str, str]
