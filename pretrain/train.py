@@ -69,7 +69,8 @@ def train(job: Job) -> str:
     After `pretrain.dist.initialize`. Rank zero leaves the outcome in the attempt's directory.
 
     Returns:
-        ``done``, or ``stopped`` where a signal asked for it and everything is saved.
+        ``done``, or where everything is saved ``stopped``, because a signal asked for it, or
+        ``profiled``, because the config did.
 
     Raises:
         PretrainError: something a person must mend; every other error is a defect.

@@ -67,7 +67,11 @@ def train(world: World, stage: int, recompute: str, profiler_of: Any) -> list[fl
 def job_of(world: World, folder: Path, stage: int, recompute: str, **profile: Any) -> Any:
     """What the profiler reads of a job."""
     settings = ProfileConfig(first_step=FIRST_STEP, **profile)
-    engine = EngineConfig(precision="fp32", activation_checkpointing=(recompute,) * 4)  # pyright: ignore
+    engine = EngineConfig(
+        precision="fp32",
+        zero_stage=stage,  # pyright: ignore
+        activation_checkpointing=(recompute,) * 4,  # pyright: ignore
+    )
     config = SimpleNamespace(
         name="small", model=MODEL, engine=engine, masking=None, profile=settings
     )
@@ -76,7 +80,7 @@ def job_of(world: World, folder: Path, stage: int, recompute: str, **profile: An
         global_batch=MICRO_BATCH * ACCUMULATION * world.size, forward_macs_per_image=0,
     )  # fmt: skip
     return SimpleNamespace(
-        config=config, plan=plan, world=world, device="cpu", threads=1, attempt=stage,
+        config=config, plan=plan, world=world, device="cpu", threads=1, attempt=1,
         run=RunDirectory(folder),
     )  # fmt: skip
 
@@ -122,7 +126,7 @@ def seen(trace: Path) -> dict[str, Any]:
     }
 
 
-def with_and_without(world: World, folder: Path, stage: int, recompute: str) -> dict[str, Any]:
+def with_and_without(world: World, folder: str, stage: int, recompute: str) -> dict[str, Any]:
     """Train twice; what came of it, and what is seen of the trace where one was asked for."""
     told: list[dict[str, Any]] = []
 
@@ -130,7 +134,7 @@ def with_and_without(world: World, folder: Path, stage: int, recompute: str) -> 
         told.append({"event": kind, **fields})
 
     def train_with(**profile: Any) -> list[float]:
-        job = job_of(world, folder, stage, recompute, **profile)
+        job = job_of(world, Path(folder), stage, recompute, **profile)
         return train(world, stage, recompute, lambda model: Profiler(job, model, note))
 
     plain, profiled = train_with(), train_with(steps=STEPS)
@@ -139,12 +143,6 @@ def with_and_without(world: World, folder: Path, stage: int, recompute: str) -> 
         result |= seen(Path(told[0]["trace"]))
         result["page"] = Path(told[0]["summary"]).read_text()
     return result
-
-
-def suite(world: World, folder: str) -> list[dict[str, Any]]:
-    """Each ZeRO stage with another part computed again."""
-    ways = ((1, "none"), (2, "full"), (3, "selective_mlp"))
-    return [with_and_without(world, Path(folder), *way) for way in ways]
 
 
 def forward_flops() -> int:
