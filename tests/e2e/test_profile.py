@@ -35,15 +35,27 @@ def test_a_run_is_profiled_and_stops_with_its_state_saved(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", ["false", "true"])
-def test_a_profiled_run_learns_what_another_does(config, compiled):
+def test_a_profiled_run_learns_what_another_does(config):
     """Also where it stops in between and goes on without a profile."""
-    compiling = f"engine.compile={compiled}"
-    train(config, "--name=plain", compiling)
-    train(config, "--name=profiled", compiling, "profile.steps=3", "profile.first_step=1",
-          "profile.stop=true")  # fmt: skip
-    train(config, "--name=profiled", compiling)
+    train(config, "--name=plain")
+    train(config, "--name=profiled", "profile.steps=3", "profile.first_step=1", "profile.stop=true")
+    train(config, "--name=profiled")
     runs = config.parent / "runs"
     assert records(runs / "profiled") == records(runs / "plain")
-    page = next((runs / "profiled" / "profile").glob("*.txt")).read_text()
-    assert ("compiled: blocks" in page) is (compiled == "true")
+
+
+MASKED = (
+    "masking={patch_size: 32}", "model.image_size=64", "data.eval_split=null",
+    "augment.mix_probability=0", "augment.label_smoothing=0",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_masked_training_is_profiled(config):
+    train(
+        config, *MASKED, "profile.steps=1", "profile.first_step=2", "profile.stop=true",
+        "profile.memory=false",
+    )  # fmt: skip
+    page = next((config.parent / "runs/small/profile").glob("*.txt")).read_text()
+    for part in ("decoder", "stage 4", "Memory: not recorded"):
+        assert part in page
