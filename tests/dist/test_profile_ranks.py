@@ -9,6 +9,8 @@ import pytest
 from cases_profile import ACCUMULATION, MICRO_BATCH, STEPS, forward_flops
 from ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 AGAIN = {"none": (0, 0), "full": (0.8, 1.0), "selective_mlp": (0.3, 0.7)}
 """Operations that are computed again, as fractions of the forward pass's, at least and at most:
 whole blocks but for what comes after the last value that is needed; or products of MLPs."""
@@ -17,9 +19,9 @@ whole blocks but for what comes after the last value that is needed; or products
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((1, "none"), marks=pytest.mark.slow, id="ZeRO 1"),
+        pytest.param((1, "none"), id="ZeRO 1"),
         pytest.param((2, "full"), id="ZeRO 2, whole blocks again"),
-        pytest.param((3, "selective_mlp"), marks=pytest.mark.slow, id="ZeRO 3, MLPs again"),
+        pytest.param((3, "selective_mlp"), id="ZeRO 3, MLPs again"),
     ],
 )
 def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:

@@ -100,6 +100,7 @@ def test_a_server_that_was_never_any_good(open_recorder, capfd):
     assert out.count("wandb failed: reason") == len(FAULTS)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_when_everything_began_well(open_recorder):
     with closing(FakeWandb()) as server:
         run, recorder = open_recorder("dying", server.port)
