@@ -7,32 +7,23 @@ checksum of their pixels, in the order in which the rank consumed them.
 import json
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from pretrain import train
-from pretrain.augment.masking import MaskedAugment
-from pretrain.augment.pipeline import Augment
-from pretrain.data.batch import BadSample, Batch
+from pretrain.data.batch import Batch
 from pretrain.engine.engine import Values
 from pretrain.job import Job
-from pretrain.metrics.recorder import Recorder
 
 _micro_batches = train.micro_batches
 
 
 def traced_micro_batches(
-    job: Job,
-    augment: Augment | MaskedAugment,
-    stream: Iterator[Batch],
-    device: torch.device,
-    step: int,
-    bad_samples: list[BadSample],
-    recorder: Recorder,
+    job: Job, augment: Any, stream: Iterator[Batch], device: torch.device, step: int, *rest: Any
 ) -> Iterator[tuple[Values, Values]]:
     """`train.micro_batches`, noting what it takes from the stream."""
-    noted = _noting(job, stream, step)
-    return _micro_batches(job, augment, noted, device, step, bad_samples, recorder)
+    return _micro_batches(job, augment, _noting(job, stream, step), device, step, *rest)
 
 
 def _noting(job: Job, stream: Iterator[Batch], step: int) -> Iterator[Batch]:
