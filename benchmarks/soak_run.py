@@ -285,7 +285,7 @@ def _different_records(run: WatchedRun, twin: WatchedRun) -> list[str]:
 def records(run: WatchedRun) -> list[dict[str, Any]]:
     """The record without what differs between any two runs: times and memory."""
     lines = run.directory.metrics_path.read_text().splitlines()
-    measured = ("time", "attempt", "perf/", "memory/")
+    measured = ("time", "attempt", "run/", "perf/", "memory/")
     return [
         {key: value for key, value in json.loads(line).items() if not key.startswith(measured)}
         for line in lines
