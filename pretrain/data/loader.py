@@ -6,19 +6,20 @@ micro-batch's sample ids from `SampleOrder`, fetches, decodes and crops them, an
 the first. A sample that cannot be used is reported and replaced by the next in order.
 """
 
+import atexit
 import os
 import resource
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pretrain.config.schema import AugmentConfig, DataConfig, EvalConfig
 from pretrain.data.batch import Batch, Slots
-from pretrain.data.children import serve
+from pretrain.data.children import forking, serve
 from pretrain.data.manifest import Manifest, Shard, check_shards
 from pretrain.data.order import SampleOrder
 from pretrain.data.remote_split import RemoteSplit, remote_eval_split, remote_train_split
@@ -58,7 +59,11 @@ class Batches(Iterator[Batch]):
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=_Guard(os.getpid()) if workers else None,
         )
-        self._batches = iter(self._loader)
+        with forking():
+            self._batches = iter(self._loader)
+        # Else a process that leaves without closing would wait for them for ever: it asks them to
+        # end by a signal that they do not answer.
+        atexit.register(self.close)
         self._bad = count_bad
         self._closed = False
 
@@ -102,8 +107,11 @@ class Batches(Iterator[Batch]):
     def close(self) -> None:
         """End the worker processes; further iteration yields nothing."""
         self._closed = True
+        atexit.unregister(self.close)
         self._reader.close()
-        # The iterator of a DataLoader ends its workers when it goes.
+        # Not left to the iterator's end: an error that a worker caused holds on to it.
+        if isinstance(self._batches, _MultiProcessingDataLoaderIter):
+            self._batches._shutdown_workers()
         self._batches = iter(())
         if self._remote is not None:
             self._remote.close()
@@ -301,9 +309,8 @@ class _Guard:
     rank_process: int
 
     def __call__(self, worker: int) -> None:
-        # The rank saves after such a signal and still needs its workers to end in order.
-        ignored = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-        serve(self.rank_process, ignored)
+        # The rank saves after a signal to the job and still needs its workers to end in order.
+        serve(self.rank_process)
         torch.set_num_threads(1)
         _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

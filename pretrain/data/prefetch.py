@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 
 from pretrain.data.cache import ShardCache
-from pretrain.data.children import serve
+from pretrain.data.children import forking, serve
 from pretrain.errors import DataError
 
 _POLL_SECONDS = 0.2
@@ -96,13 +96,8 @@ class Prefetcher:
             name="shard-prefetch",
             daemon=True,
         )
-        # Until the child has no more of this process's handlers, which would swallow the signal
-        # by which a process that leaves without closing ends it, and wait for ever.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
+        with forking():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def close(self) -> None:
         """End the process; what it has fetched in part is continued by whoever needs it."""
@@ -111,10 +106,9 @@ class Prefetcher:
 
 
 def _run(cache: ShardCache, upcoming: Upcoming, transfers: int, parent: int) -> None:
-    # Unlike a loader process it may end by this: a rank that is told to stop reads little more.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    serve(parent, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT))
+    # Unlike a loader process it may end by this: a rank that is told to stop reads little more,
+    # and a process that leaves without closing ends it so.
+    serve(parent, ends_by=[signal.SIGTERM])
     ahead = _Ahead(cache, transfers)
     while True:
         ahead.turn(upcoming.numbers())

@@ -97,6 +97,27 @@ def test_closing_ends_the_workers(small_shards):
     wait_until_gone(workers)
 
 
+SIGNALLED = """
+import os, signal, sys
+from test_loader_processes import children, start
+signal.signal(signal.SIGTERM, lambda *_: None)
+with start(sys.argv[1], 2) as batches:
+    for worker in children():
+        os.kill(worker, signal.SIGTERM)
+    print(sum(1 for _ in batches))
+"""
+
+LEAVING = """
+import os, signal, sys
+from test_loader_processes import children, start
+batches = start(sys.argv[1], 2)
+next(batches)
+if sys.argv[2] == "a worker died":
+    os.kill(children()[-1], signal.SIGKILL)
+    list(batches)
+raise RuntimeError("no more of this")
+"""
+
 RANK = """
 import json, sys, time
 from test_loader_processes import children, start
@@ -107,13 +128,32 @@ time.sleep(600)
 """
 
 
-def test_workers_die_with_their_rank(small_shards):
-    here = str(Path(__file__).parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, here])}
-    rank = subprocess.Popen(
-        [sys.executable, "-c", RANK, str(small_shards.path)],
-        stdout=subprocess.PIPE, env=environment, text=True,
+def python(code: str, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
     )  # fmt: skip
+
+
+def test_a_signal_that_comes_while_the_workers_start_does_not_reach_them(small_shards):
+    output, errors = python(SIGNALLED, str(small_shards.path)).communicate(timeout=120)
+    assert output == "24\n", errors
+
+
+@pytest.mark.parametrize("why", ["a worker died", "another error"])
+def test_a_rank_that_leaves_without_closing_does_not_wait(small_shards, why):
+    rank = python(LEAVING, str(small_shards.path), why)
+    _, errors = rank.communicate(timeout=120)
+    assert rank.returncode == 1
+    expected = "exited unexpectedly" if why == "a worker died" else "no more of this"
+    assert expected in errors
+
+
+def test_workers_die_with_their_rank(small_shards):
+    rank = python(RANK, str(small_shards.path))
     assert rank.stdout is not None
     try:
         workers = json.loads(rank.stdout.readline())
