@@ -29,7 +29,7 @@ from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
 from pretrain.models.build import compile_blocks
-from pretrain.objective import Objective, objective_of
+from pretrain.objective import Objective, engine_of, objective_of
 from pretrain.plan.devices import images_per_second_at_peak
 from pretrain.plan.memory import compare_with_peak
 from pretrain.profile.profiler import Profiler
@@ -139,7 +139,15 @@ def connect(
     if config.engine.compile:
         compile_blocks(objective.model)
     profiler = Profiler(job, objective.model, recorder.event)
-    engine = engine_of(job, objective, device, profiler)
+    engine = engine_of(
+        objective,
+        config,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        device=device,
+        world=job.world,
+        around=profiler.range,
+    )
     meter = Meter()
     clock = Clock(
         global_batch=plan.global_batch,
@@ -177,27 +185,6 @@ def connect(
         stop=stop,
         profiler=profiler,
         steps_done=first_step,
-    )
-
-
-def engine_of(job: Job, objective: Objective, device: torch.device, profiler: Profiler) -> Engine:
-    """Build the engine for what is learnt."""
-    config, plan = job.config, job.plan
-    return Engine(
-        objective.model,
-        engine=config.engine,
-        optim=config.optim,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        device=device,
-        world=job.world,
-        undecayed=objective.model.no_weight_decay_names(),
-        depths=objective.model.layer_depths(),
-        average=config.ema,
-        loss=objective.loss,
-        hits=objective.hits,
-        stages=objective.model.parameter_stages(),
-        around=profiler.range,
     )
 
 

@@ -199,9 +199,20 @@ def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
             f"batch.global_size: {global_size} does not divide into {world_size} ranks x mixing "
             f"groups of {group}; nearest that do: {near} (or another augment.mix_group)"
         )
-    groups_per_rank = global_size // unit
-    groups = max(n for n in range(1, largest // group + 1) if groups_per_rank % n == 0)
-    return groups * group, groups_per_rank // groups
+    micro_batch = max(size for size in micro_batch_sizes(config, world_size) if size <= largest)
+    return micro_batch, global_size // world_size // micro_batch
+
+
+def micro_batch_sizes(config: RunConfig, world_size: int) -> list[int]:
+    """Return every micro-batch of whole mixing groups that the global batch divides into, sorted.
+
+    None where the global batch does not divide into the ranks' mixing groups at all.
+    """
+    group = config.augment.mix_group if config.augment.mixes else 1
+    groups_per_rank, rest = divmod(config.batch.global_size, world_size * group)
+    if rest:
+        return []
+    return [group * n for n in range(1, groups_per_rank + 1) if groups_per_rank % n == 0]
 
 
 def _check_device(config: RunConfig, device: str) -> None:
