@@ -149,25 +149,7 @@ def connect(
         around=profiler.range,
     )
     meter = Meter()
-    clock = Clock(
-        global_batch=plan.global_batch,
-        forecast=Forecast(
-            total_steps=plan.total_steps,
-            global_batch=plan.global_batch,
-            evaluated=evaluated(job),
-            save_every_steps=config.checkpoint.every_steps,
-            saves_evaluated=config.checkpoint.keep_best > 0,
-            saves_waited_for=not config.checkpoint.background,
-            save_bytes=plan.checkpoint_bytes,
-        ),
-        ranks=job.world.size,
-        images_per_second_at_peak=images_per_second_at_peak(
-            torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-            config.engine.precision,
-            plan.forward_macs_per_image,
-        ),
-        on_phase=lambda phase: enter(watchdog, profiler, phase),
-    )
+    clock = clock_of(job, device, watchdog, profiler)
     recorder.eta_seconds = clock.eta_seconds
     guard = Guard(config.guard)
     return Parts(
@@ -185,6 +167,30 @@ def connect(
         stop=stop,
         profiler=profiler,
         steps_done=first_step,
+    )
+
+
+def clock_of(job: Job, device: torch.device, watchdog: Watchdog, profiler: Profiler) -> Clock:
+    """Build what times this rank's phases."""
+    plan, config = job.plan, job.config
+    return Clock(
+        global_batch=plan.global_batch,
+        forecast=Forecast(
+            total_steps=plan.total_steps,
+            global_batch=plan.global_batch,
+            evaluated=evaluated(job),
+            save_every_steps=config.checkpoint.every_steps,
+            saves_evaluated=config.checkpoint.keep_best > 0,
+            saves_waited_for=not config.checkpoint.background,
+            save_bytes=plan.checkpoint_bytes,
+        ),
+        ranks=job.world.size,
+        images_per_second_at_peak=images_per_second_at_peak(
+            torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            config.engine.precision,
+            plan.forward_macs_per_image,
+        ),
+        on_phase=lambda phase: enter(watchdog, profiler, phase),
     )
 
 
