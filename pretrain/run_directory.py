@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "data.cache_dir",
     "data.cache_gib",
     "data.expected_train_samples",
+    "data.images_per_second_per_core",
     "data.max_bad_fraction",
     "data.workers_per_rank",
     "data.prefetch_batches",

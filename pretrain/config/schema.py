@@ -57,6 +57,9 @@ class DataConfig(Section):
     """Samples to plan with while the shards are not built; training takes the manifest's count."""
     workers_per_rank: Annotated[int, Field(ge=0)] = 8
     """Loader processes of each rank; 0 loads in the rank itself."""
+    images_per_second_per_core: PositiveFloat | None = None
+    """What one core reads, decodes and crops, to plan with; null takes what benchmarks/loader.md
+    has of photographs of 106 kB."""
     prefetch_batches: PositiveInt = 2
     """Micro-batches each loader process keeps ready."""
     lanes: PositiveInt = 64

@@ -1,10 +1,13 @@
 """The plan as text for a terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pretrain.config.schema import RunConfig
 from pretrain.plan.derive import Plan, times_evaluated
+from pretrain.plan.loading import RANK_CORES, Loading, loading_of
 from pretrain.plan.results import ResultsPlan
+from pretrain.plan.traffic import payloads_of
 
 
 def render(config: RunConfig, plan: Plan) -> str:
@@ -167,6 +170,7 @@ def _size_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
     return [
         ("memory per rank", f"{_parts(plan.memory)} (estimate)"),
         *host,
+        *_traffic_rows(config, plan),
         (
             "checkpoints",
             f"{_size(plan.checkpoint_bytes)} each, every {config.checkpoint.every_steps} steps, "
@@ -178,8 +182,48 @@ def _size_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
             f"about {_duration(cost.hours)}{gpu_hours} ({cost.exaflop:.3g} EFLOP, "
             f"{_number(cost.images_per_second)} images/s) if {cost.assumption}",
         ),
+        *_loading_rows(config, plan),
         *_reading_rows(plan),
     ]
+
+
+def _traffic_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    """Return what ranks send each other; nothing for one rank."""
+    if plan.world_size == 1:
+        return []
+    payloads = payloads_of(config.engine, plan.parameters, plan.accumulation)
+    sent = sum(payload.sent_bytes(plan.world_size) for payload in payloads)
+    parts = [
+        f"{payload.kind.replace('_', '-')} of {payload.what}, {_size(payload.size_bytes)}"
+        + (f" x {payload.times}" if payload.times > 1 else "")
+        for payload in payloads
+    ]
+    hidden = "beside" if payloads[0].overlaps else "not beside"
+    text = f"{_size(sent)} sent by each rank per step ({'; '.join(parts)}), {hidden} the computing"
+    return [("communication", text)]
+
+
+def _loading_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
+    """Return the cores that loaders need beside GPUs; on CPUs they share those of training."""
+    if plan.device == "cpu":
+        return []
+    rate = plan.cost.images_per_second / plan.world_size
+    loading = loading_of(config, rate, plan.ranks_per_node)
+    cores = "cores left to Slurm" if loading.cores is None else f"{loading.cores} cores"
+    text = (
+        f"{loading.cores_needed:.1f} cores per rank for {_number(rate)} images/s, at "
+        f"{_number(loading.images_per_second_per_core)} a core ({loading.source}), and "
+        f"{RANK_CORES} for the rank; given {cores}, {loading.workers} loader processes"
+    )
+    return [("loading", text if loading.keeps_up else text + _too_few(loading))]
+
+
+def _too_few(loading: Loading) -> str:
+    workers = math.ceil(loading.cores_needed)
+    return (
+        f": TOO FEW beside training, they load {_number(loading.images_per_second_max)} images/s; "
+        f"give data.workers_per_rank={workers} cluster.cpus_per_rank={workers + RANK_CORES}"
+    )
 
 
 def _reading_rows(plan: Plan) -> list[tuple[str, str]]:
