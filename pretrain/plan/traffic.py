@@ -29,15 +29,22 @@ class Payload:
         kind: what the ranks do.
         what: ``gradients`` or ``weights``.
         times: how often in a step, over all of them.
-        size_bytes: of all of them once, whole.
+        elements: of all of them.
+        element_bytes: of each.
         overlaps: whether the ranks compute meanwhile.
     """
 
     kind: Kind
     what: Literal["gradients", "weights"]
     times: int
-    size_bytes: int
+    elements: int
+    element_bytes: int
     overlaps: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of them once, whole."""
+        return self.elements * self.element_bytes
 
     def sent_bytes(self, ranks: int) -> float:
         """Bytes that each of so many ranks sends in a step, and receives; 0 for one rank."""
@@ -55,14 +62,14 @@ def payloads_of(engine: EngineConfig, parameters: int, accumulation: int) -> tup
         parameters: of the model.
         accumulation: micro-batches of a step.
     """
-    reduced = _BYTES[engine.reduce_dtype] * parameters
+    reduced = _BYTES[engine.reduce_dtype]
     if engine.zero_stage == 3:
         return (
-            Payload("all_gather", "weights", accumulation, reduced, overlaps=True),
-            Payload("reduce_scatter", "gradients", accumulation, reduced, overlaps=True),
+            Payload("all_gather", "weights", accumulation, parameters, reduced, overlaps=True),
+            Payload("reduce_scatter", "gradients", accumulation, parameters, reduced, True),
         )
     times = accumulation if engine.zero_stage == 2 else 1
     return (
-        Payload("all_reduce", "gradients", times, reduced, overlaps=False),
-        Payload("all_gather", "weights", 1, FP32_BYTES * parameters, overlaps=False),
+        Payload("all_reduce", "gradients", times, parameters, reduced, overlaps=False),
+        Payload("all_gather", "weights", 1, parameters, FP32_BYTES, overlaps=False),
     )
