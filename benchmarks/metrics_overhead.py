@@ -68,6 +68,7 @@ class Recorded:
             self.maps = model.eval().encode(model.patch_embed(self.batch[0]))
         model.train()
         self.meter = Meter()
+        self.applied = torch.tensor(True)
         forecast = Forecast(
             total_steps=10**6,
             global_batch=batch,
@@ -128,7 +129,7 @@ class Recorded:
             self.done += 1
             hit = hits(logits, targets).sum().float()
             with self.clock.phase("step"):
-                self.meter.add(StepResult(targets.sum(), len(targets), 1.0, False, hit))
+                self.meter.add(StepResult(targets.sum(), len(targets), 1.0, self.applied, hit))
             self.recorder.progress(self.done, "training")
         self.engine._updates.before()
         squares = self.engine._updates.after()
@@ -139,7 +140,8 @@ class Recorded:
             looked.elements.append(output.numel())
         sample = Sample(squares, None)
         self.done += 1
-        self.meter.add(StepResult(targets.sum(), len(targets), 1.0, False, None, None, sample))
+        result = StepResult(targets.sum(), len(targets), 1.0, self.applied, sample=sample)
+        self.meter.add(result)
         values = self.meter.read(looked).values | self.clock.read(0.0)
         values["memory/peak_gib"] = peak_memory_gib(CPU)
         self.recorder.write(self.done, values)

@@ -11,20 +11,27 @@ KIND = "ema"
 """What the average is called in fragments."""
 
 
-def ema_decay(step: int, decay: float, warmup: bool) -> float:
+_CHUNK_ELEMENTS = 2**24
+"""Elements that are averaged at once: 64 MiB of working space."""
+
+
+def ema_decay(step: Tensor, decay: float, warmup: bool) -> Tensor:
     """Return what remains of the average in its update after the ``step``-th optimizer step.
 
     With warm-up min(decay, 1 - step^(-2/3)); the first update always takes the weights as they are
     (timm's ModelEmaV3 with ``use_warmup``, its other settings at their defaults).
 
     Args:
-        step: optimizer steps that were applied, this one included, from 1.
+        step: optimizer steps that were applied, this one included, from 1; scalar on any device.
         decay: the greatest decay.
         warmup: rise to it, instead of starting with it.
+
+    Returns:
+        fp64 scalar on the device of ``step``, which is not waited for.
     """
-    if step <= 1:
-        return 0.0
-    return min(decay, 1.0 - step ** (-2 / 3)) if warmup else decay
+    if warmup:
+        return (1.0 - step.double().clamp(min=1).pow(-2 / 3)).clamp(max=decay)
+    return (step > 1).double() * decay
 
 
 class Ema:
@@ -44,11 +51,20 @@ class Ema:
         self._averages = [flat.clone() for flat in self._flats]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Follow the weights after the ``step``-th applied step; never after a skipped one."""
-        weight = 1.0 - ema_decay(step, self._decay, self._warmup)
+    def update(self, step: Tensor, applied: Tensor) -> None:
+        """Follow the weights after a step, to the bit not at all if it was not applied.
+
+        Args:
+            step: steps that were applied, scalar on the device of the weights, as is ``applied``.
+            applied: bool scalar; neither is waited for.
+        """
+        weight = (1.0 - ema_decay(step, self._decay, self._warmup)).float()
         for average, flat in zip(self._averages, self._flats, strict=True):
-            average.lerp_(flat, weight)
+            for old, new in zip(
+                average.split(_CHUNK_ELEMENTS), flat.split(_CHUNK_ELEMENTS), strict=True
+            ):
+                # Not a weight of 0, which turns -0 into 0.
+                torch.where(applied, old.lerp(new, weight), old, out=old)
 
     @torch.no_grad()
     def swap(self) -> None:

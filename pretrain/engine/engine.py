@@ -15,16 +15,18 @@ from pretrain.config.schema import EmaConfig
 from pretrain.dist import control_group, gather_objects
 from pretrain.engine import ema, runtime, shards
 from pretrain.engine.classification import soft_target_cross_entropy
+from pretrain.engine.counts import Counts
 from pretrain.engine.digest import digest
 from pretrain.engine.lamb import Lamb
 from pretrain.engine.loss_scale import LossScale
 from pretrain.engine.nvidia_apex import use_fused_layer_norms
 from pretrain.engine.optimizers import make_optimizer
 from pretrain.engine.param_groups import parameter_groups
+from pretrain.engine.shapes import check_shapes, shapes_of
 from pretrain.engine.step_result import Sample, StepResult
 from pretrain.engine.updates import Updates
 from pretrain.engine.waits import Waits
-from pretrain.engine.zero_config import zero_config
+from pretrain.engine.zero_config import skips_on_device, zero_config
 from pretrain.errors import EngineError
 from pretrain.world import World
 
@@ -89,12 +91,10 @@ class Engine:
         self._micro_batch = micro_batch
         self._accumulation = accumulation
         self._device = device
-        self._optimizer_step = 0
-        self._skipped_steps = 0
         self._loss_scale: LossScale | None = None
         if engine.precision == "fp16":
             self._loss_scale = LossScale(engine.loss_scale_init, engine.loss_scale_growth_steps)
-        self._shapes = _shapes(model)
+        self._shapes = shapes_of(model)
         if engine.layer_norm == "apex":
             use_fused_layer_norms(model)
         parameters = dict(model.to(device).named_parameters())
@@ -112,7 +112,11 @@ class Engine:
         )[0]
         shards.check_known(self._zero)
         shards.check_communication()
+        self._skips_on_device = skips_on_device(engine, optim)
+        if self._skips_on_device:
+            shards.skip_on_device(self._zero)
         flats = shards.flats(self._zero)
+        self._counts = Counts(flats[0].device)
         if isinstance(optimizer, Lamb):
             group = self._group if engine.offload == "none" else control_group()
             optimizer.attach(shards.pieces(self._zero), flats, group)
@@ -183,14 +187,23 @@ class Engine:
             raise EngineError(
                 f"train_step: expected {self._accumulation} micro-batches, got {drawn}"
             )
-        applied = self._zero.was_step_applied()
-        self._count_step(applied)
-        if applied and self._ema is not None:
+        applied, norm = self._outcome()
+        self._counts.add(applied)
+        if self._ema is not None:
             with self._around("optimizer"):
-                self._ema.update(self._optimizer_step)
-        norm = self._zero.get_global_grad_norm() if applied else float("inf")
+                self._ema.update(self._counts.applied, applied)
         hits = None if self._hits is None else hit_sum
-        return StepResult(loss_sum, drawn * self._micro_batch, norm, not applied, hits, scale)
+        return StepResult(loss_sum, drawn * self._micro_batch, norm, applied, hits, scale)
+
+    def _outcome(self) -> tuple[Tensor, float | Tensor]:
+        """Whether the step was applied, and its norm: where the device skips, without waiting."""
+        if self._skips_on_device:
+            return shards.was_applied(self._zero), self._zero.get_global_grad_norm()
+        applied = self._zero.was_step_applied()
+        if self._loss_scale is not None:
+            self._loss_scale.update(applied)
+        norm = self._zero.get_global_grad_norm() if applied else float("inf")
+        return torch.full((), applied, device=self._counts.applied.device), norm
 
     def _check_size(self, inputs: Values, targets: Values) -> None:
         sizes = [len(values) for values in (*_each(inputs), *_each(targets))]
@@ -199,14 +212,6 @@ class Engine:
                 f"train_step: expected {self._micro_batch} images and targets in a micro-batch, "
                 f"got {' and '.join(str(size) for size in sizes)}"
             )
-
-    def _count_step(self, applied: bool) -> None:
-        if self._loss_scale is not None:
-            self._loss_scale.update(applied)
-        if applied:
-            self._optimizer_step += 1
-        else:
-            self._skipped_steps += 1
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -309,36 +314,24 @@ class Engine:
             EngineError: the saved parameters are not the model's; nothing was changed.
         """
         if saved_shapes is not None:
-            self._check_shapes(saved_shapes)
+            check_shapes(self._shapes, saved_shapes)
         for piece in shards.pieces(self._zero):
             for kind in self._kinds():
                 saved = read(kind, piece.name, piece.start, piece.count)
                 self._values(piece, kind).copy_(saved)
         shards.set_optimizer_step(self._zero, optimizer_step)
         shards.refresh_weights(self._zero)
-        self._optimizer_step = optimizer_step
-        self._skipped_steps = skipped_steps
+        self._counts.load(optimizer_step, skipped_steps)
         if self._loss_scale is not None and loss_scale is not None:
             self._loss_scale.scale = loss_scale
             self._loss_scale.good_steps = loss_scale_good_steps
 
-    def _check_shapes(self, saved: Mapping[str, tuple[int, ...]]) -> None:
-        names = sorted(self._shapes.keys() | saved.keys())
-        wrong = [
-            f"parameter {name}: expected {self._shapes.get(name, 'none')} as in the model, "
-            f"got {saved.get(name, 'none')} in the checkpoint"
-            for name in names
-            if self._shapes.get(name) != saved.get(name)
-        ]
-        if wrong:
-            raise EngineError("\n".join(wrong))
-
     def state(self) -> dict[str, Any]:
-        """Return the counters `load_fragments` takes back; JSON-able. Any rank."""
-        state: dict[str, Any] = {
-            "optimizer_step": self._optimizer_step,
-            "skipped_steps": self._skipped_steps,
-        }
+        """Return the counters `load_fragments` takes back; JSON-able. Any rank.
+
+        Waits for the device.
+        """
+        state: dict[str, Any] = self._counts.state()
         if self._loss_scale is not None:
             state["loss_scale"] = self._loss_scale.scale
             state["loss_scale_good_steps"] = self._loss_scale.good_steps
@@ -385,11 +378,3 @@ def _spoilt_unless_finite(loss: Tensor) -> Tensor:
     Without waiting for the device, and to the bit the loss itself where it is finite.
     """
     return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    unusable = [name for name in shapes if "|" in name]
-    if unusable:
-        raise EngineError(f"parameter names: '|' separates the parts of a key, got {unusable}")
-    return shapes

@@ -5,6 +5,7 @@ what is used here before it is used, so that another version of DeepSpeed is ref
 asserts that the pieces of all ranks cover every element of every parameter exactly once.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,15 @@ WRITTEN_FOR = "0.19.8"
 OF_PARAMETERS = {1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_numel", "ds_persist")}
 OF_MAPPINGS = ("param_group_index", "hp_fragment_address", "lp_fragment_address")
 OF_ADDRESSES = ("start", "numel")
-_STAGE_1_2 = ("single_partition_of_fp32_groups", "update_lp_params")
+_STAGE_1_2 = (
+    "single_partition_of_fp32_groups",
+    "update_lp_params",
+    "step",
+    "check_grad_overflow",
+    "scaled_global_norm",
+    "averaged_gradients",
+    "dp_process_group",
+)
 _STAGE_3 = (
     "fp32_partitioned_groups_flat",
     "grad_position",
@@ -36,6 +45,8 @@ _STAGE_3 = (
     "_partition_all_parameters",
     "_reassign_or_swap_out_partitioned_parameters",
 )
+_QUESTION = "is_invalid_grad_norm"
+"""What asks the host whether a norm is finite: a function of the module of ZeRO's optimizer."""
 _ANY_STAGE = ("optimizer", "torch_autocast_gradscaler", "override_loss_scale")
 OF_OPTIMIZERS = {1: _ANY_STAGE + _STAGE_1_2, 2: _ANY_STAGE + _STAGE_1_2, 3: _ANY_STAGE + _STAGE_3}
 
@@ -190,6 +201,66 @@ def set_loss_scale(zero: Any, scale: float) -> None:
     """
     zero.optimizer.torch_autocast_gradscaler = None
     zero.optimizer.override_loss_scale(scale)
+
+
+def skip_on_device(zero: Any) -> None:
+    """Have steps that are not finite skipped where they are computed, in ZeRO 1 and 2. Any rank.
+
+    DeepSpeed asks the host: whether a gradient is not finite, whether a group's norm is, whether
+    their sum is, and each answer waits for the device. The norm tells all of it, so the first
+    question is dropped, ours takes the norm's place, and nobody asks about what it returns: torch's
+    fused AdamW is told by its ``found_inf``, with which its kernel changes nothing and takes its
+    step count back. What ZeRO goes on to do with weights that did not change gives the same ones.
+
+    Args:
+        zero: the DeepSpeed engine, without offload, its optimizer torch's fused AdamW.
+
+    Raises:
+        EngineError: the question is not where it was.
+    """
+    optimizer = zero.optimizer
+    module = sys.modules[type(optimizer).__module__]
+    _expect(module, module.__name__, (_QUESTION,))
+    question, step = getattr(module, _QUESTION), optimizer.step
+
+    def step_unasked() -> None:
+        setattr(module, _QUESTION, lambda norm: False)
+        try:
+            step()
+        finally:
+            setattr(module, _QUESTION, question)
+
+    optimizer.check_grad_overflow = False
+    optimizer.scaled_global_norm = lambda: _global_norm(optimizer)
+    optimizer.step = step_unasked
+
+
+def _global_norm(optimizer: Any) -> Tensor:
+    """Norm of the gradient over all ranks, inf where it is not finite, which AdamW is told."""
+    from deepspeed.comm import comm
+
+    gradients = optimizer.averaged_gradients
+    squares = torch.stack([_squares(gradients[group]) for group in sorted(gradients)])
+    comm.all_reduce(squares, group=optimizer.dp_process_group)
+    norm = torch.linalg.vector_norm(squares.sqrt())
+    not_finite = ~norm.isfinite()
+    adamw = optimizer.optimizer
+    adamw.found_inf = not_finite.float()
+    return norm.masked_fill(not_finite, torch.inf)
+
+
+def _squares(gradients: Any) -> Tensor:
+    """Sum of squares of one group's gradients on this rank, as DeepSpeed adds them up: fp32."""
+    own = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
+    own = own or list(gradients)  # a rank may own nothing but padding, which is zeros
+    norms = torch._foreach_norm(own, 2, torch.float64)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).square().sum().float()
+
+
+def was_applied(zero: Any) -> Tensor:
+    """Whether the last step changed anything, after `skip_on_device`: bool scalar. Any rank."""
+    adamw = zero.optimizer.optimizer
+    return adamw.found_inf == 0
 
 
 def refresh_weights(zero: Any) -> None:

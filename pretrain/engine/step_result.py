@@ -30,7 +30,8 @@ class StepResult:
         images: images this rank saw in the step.
         grad_norm: L2 norm of the global gradient before clipping, the same on every rank; inf
             where the step was skipped.
-        skipped: the gradient was not finite somewhere, and no rank changed anything.
+        applied: bool scalar where the master weights are, the same on every rank; false where the
+            gradient was not finite somewhere, and no rank changed anything.
         hits: fp32 scalar on the device, this rank's images that were hit; None where nothing says
             what a hit is.
         loss_scale: factor on the loss; None except in fp16.
@@ -40,7 +41,12 @@ class StepResult:
     loss_sum: Tensor
     images: int
     grad_norm: float | Tensor
-    skipped: bool
+    applied: Tensor
     hits: Tensor | None = None
     loss_scale: float | None = None
     sample: Sample | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step was not applied; waits for the device."""
+        return not bool(self.applied)

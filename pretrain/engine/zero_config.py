@@ -58,6 +58,22 @@ def zero_config(
     }
 
 
+def skips_on_device(engine: EngineConfig, optim: OptimConfig) -> bool:
+    """Whether a step that is not finite can be skipped without asking the host.
+
+    It takes an optimizer whose kernel skips (torch's fused AdamW), gradients that are all on the
+    device (ZeRO 1 and 2, nothing offloaded), and a loss scale that does not follow from what was
+    skipped.
+    """
+    return (
+        optim.kind == "adamw"
+        and optim.implementation == "torch"
+        and engine.zero_stage in (1, 2)
+        and engine.offload == "none"
+        and engine.precision != "fp16"
+    )
+
+
 def _reduced_in_bf16(engine: EngineConfig) -> list[str]:
     """Modules whose gradients are summed over ranks in bf16; all others are summed in fp32."""
     if engine.reduce_dtype == "bf16":

@@ -36,8 +36,8 @@ class Step(Protocol):
         ...
 
     @property
-    def skipped(self) -> bool:
-        """Whether the step was not applied, the same on every rank."""
+    def applied(self) -> Tensor:
+        """Whether the step changed anything, the same on every rank; bool scalar anywhere."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class _Step:
     loss_sum: Tensor | float
     grad_norm: Tensor | float
     images: int
-    skipped: bool
+    applied: Tensor | float
     hits: Tensor | float | None
 
 
@@ -96,30 +96,25 @@ class Meter:
     def add(self, step: Step, bad_samples: int = 0) -> None:
         """Add one step of this rank. No host sync, no communication.
 
-        A skipped step's numbers are left out: they are what was not finite.
-
         Args:
             step: the step's result.
             bad_samples: images of this rank that could not be read.
         """
         self._bad_samples += bad_samples
         self._update_squares = None if step.sample is None else step.sample.update_squares
-        if step.skipped:
-            self._steps.append(_Step(0.0, 0.0, 0, True, None if step.hits is None else 0.0))
-            if self._update_squares is not None:
-                self._update_squares = self._update_squares * math.nan
-            return
         norm = step.grad_norm
         norm = norm.detach().double() if isinstance(norm, Tensor) else norm
         hits = None if step.hits is None else step.hits.detach().double()
-        self._steps.append(_Step(step.loss_sum.detach().double(), norm, step.images, False, hits))
+        loss_sum, applied = step.loss_sum.detach().double(), step.applied.double()
+        self._steps.append(_Step(loss_sum, norm, step.images, applied, hits))
 
     def read(self, looked: Looked | None = None) -> Interval:
         """The interval over all ranks; starts the next.
 
-        **Every rank** calls it, at the same step. Waits for the device once. With no applied step
-        in the interval, loss, accuracy and norm are NaN; so are the updates of a last step that was
-        sampled but not applied.
+        **Every rank** calls it, at the same step. Waits for the device once. A skipped step's
+        numbers are left out: they are what was not finite. With no applied step in the interval,
+        loss, accuracy and norm are NaN; so are the updates of a last step that was sampled but not
+        applied.
 
         Args:
             looked: at activations in the last step; None leaves those out.
@@ -127,6 +122,8 @@ class Meter:
         updates = [] if self._update_squares is None else self._update_squares.flatten().tolist()
         rows, bad_samples, updates, activations = self._over_all_ranks(updates, _squares(looked))
         self._reset()
+        if updates and rows[-1][_SKIPPED]:
+            updates = [math.nan] * len(updates)
         applied = [row for row in rows if not row[_SKIPPED]]
         values = {
             "train/loss": _ratio(sum(row[_LOSS] for row in applied), _images(applied)),
@@ -170,7 +167,7 @@ class Meter:
                     loss if first else 0.0,
                     norm,
                     int(images) if first else 0,
-                    bool(skipped),
+                    1.0 - skipped,
                     hits if first or hits is None else 0.0,
                 )
             )
@@ -183,17 +180,18 @@ class Meter:
 
         Norms are global already, so not summed.
         """
-        losses = _to_host([step.loss_sum for step in self._steps])
-        norms = _to_host([step.grad_norm for step in self._steps])
-        hits = _to_host([0.0 if step.hits is None else step.hits for step in self._steps])
-        images = [step.images for step in self._steps]
+        applied = [bool(value) for value in _to_host([step.applied for step in self._steps])]
+        losses = _counted(applied, [step.loss_sum for step in self._steps])
+        norms = _counted(applied, [step.grad_norm for step in self._steps])
+        hits = _counted(applied, [0.0 if step.hits is None else step.hits for step in self._steps])
+        images = _counted(applied, [float(step.images) for step in self._steps])
         losses, images, hits, [bad_samples], updates, activations = _sum_columns(
             losses, images, hits, [self._bad_samples], updates, activations
         )
         rows = [
-            [loss, count, norm, float(step.skipped), None if step.hits is None else hit]
-            for step, loss, count, norm, hit in zip(
-                self._steps, losses, images, norms, hits, strict=True
+            [loss, count, norm, float(not kept), None if step.hits is None else hit]
+            for step, kept, loss, count, norm, hit in zip(
+                self._steps, applied, losses, images, norms, hits, strict=True
             )
         ]
         return rows, bad_samples, updates, activations
@@ -206,6 +204,12 @@ def _sum_columns(*columns: Sequence[float]) -> list[list[float]]:
     """Add up columns of numbers over all ranks, in one collective."""
     sums = iter(dist.sum_across_ranks([value for column in columns for value in column]))
     return [list(islice(sums, len(column))) for column in columns]
+
+
+def _counted(applied: Sequence[bool], values: Sequence[Tensor | float]) -> list[float]:
+    """Numbers from host and device, those of steps that were not applied left out as zeros."""
+    found = zip(applied, _to_host(values), strict=True)
+    return [value if kept else 0.0 for kept, value in found]
 
 
 def _images(rows: Iterable[Sequence[Any]]) -> float:

@@ -78,6 +78,27 @@ def non_finite(world: World, stage: int, accumulation: int) -> dict[str, Any]:
     }
 
 
+def overflowing(world: World, stage: int) -> dict[str, Any]:
+    """A first step whose gradient is finite in fp32 and whose norm is not; then others."""
+
+    def large() -> Any:
+        for images, targets in micro_batches(9, world.rank, world.size, 1):
+            yield images, targets * (1e30 if world.rank == 0 else 1.0)
+
+    engine = make_engine(world, stage, clip=1.0)
+    before = engine.fragments()
+    skipped = engine.train_step(large(), lr=LR).skipped
+    unchanged = all(torch.equal(before[key], value) for key, value in engine.fragments().items())
+    train(engine, world, range(3))
+    after = engine.fragments()
+    engine.close()
+    twin = make_engine(world, stage, clip=1.0)
+    train(twin, world, range(3))
+    equal = all(torch.equal(after[key], value) for key, value in twin.fragments().items())
+    twin.close()
+    return {"skipped": skipped, "unchanged": unchanged, "as_if_unseen": equal}
+
+
 def bad_calls(world: World) -> list[str]:
     """Messages for wrong sizes, too few micro-batches, another model, a frozen parameter."""
     messages = []
@@ -176,6 +197,7 @@ def suite(world: World, stages: list[int]) -> dict[str, Any]:
     return {
         "parity": parity(world, cases, "fp32"),
         "non_finite": {str(s): non_finite(world, s, 2) for s in stages},
+        "overflowing": [overflowing(world, stage) for stage in (1, 2)],
         "unclipped": [moment_norm(world, stage, 0.0) for stage in stages],
         "clipped": [moment_norm(world, stage, 0.05) for stage in stages],
         "bad_calls": bad_calls(world),

@@ -32,7 +32,7 @@ class Result:
     grad_norm: float
     hits: Tensor
     sample: "Sample"
-    skipped: bool = False
+    applied: Tensor = torch.tensor(True)
 
 
 @dataclass(frozen=True)

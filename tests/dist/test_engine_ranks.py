@@ -37,6 +37,11 @@ def test_nan_on_one_rank_skips_the_step_on_all(suite, stage):
     assert found["as_if_unseen"]
 
 
+def test_a_first_step_whose_norm_overflows_leaves_no_trace(suite):
+    for found in suite["overflowing"]:
+        assert found == {"skipped": True, "unchanged": True, "as_if_unseen": True}
+
+
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
 def test_ranks_compute_with_equal_weights_and_a_changed_bit_shows(suite, stage):
     found = suite["non_finite"][stage]

@@ -12,9 +12,10 @@ GOLDEN = {2: 0.3700394750525634, 3: 0.5192501432308639, 8: 0.75, 1000: 0.99, 10*
 
 def test_warm_up_follows_the_published_formula():
     for step, expected in GOLDEN.items():
-        assert ema_decay(step, 0.99999, warmup=True) == pytest.approx(expected, rel=1e-11)
-    assert ema_decay(10**6, 0.999, warmup=True) == 0.999
-    assert ema_decay(2, 0.999, warmup=False) == 0.999
+        found = ema_decay(torch.tensor(step), 0.99999, warmup=True)
+        assert float(found) == pytest.approx(expected, rel=1e-11)
+    assert float(ema_decay(torch.tensor(10**6), 0.999, warmup=True)) == 0.999
+    assert float(ema_decay(torch.tensor(2), 0.999, warmup=False)) == 0.999
 
 
 @pytest.mark.parametrize("warmup", [True, False])
@@ -22,8 +23,20 @@ def test_the_first_update_takes_the_weights(warmup):
     flat = torch.zeros(3)
     average = Ema([flat], EmaConfig(decay=0.9, warmup=warmup))
     flat.copy_(torch.tensor([1.0, -2.0, 3.0]))
-    average.update(1)
+    average.update(torch.tensor(1), torch.tensor(True))
     assert torch.equal(average.of(flat), flat)
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_a_step_that_was_not_applied_changes_no_bit(warmup, step):
+    """Zeros keep their sign, and nothing is computed with what is not finite."""
+    flat = torch.tensor([-0.0, 0.0, 3.0e38, 1.0])
+    average = Ema([flat], EmaConfig(decay=0.9, warmup=warmup))
+    before = average.of(flat).clone()
+    flat.copy_(torch.tensor([-0.0, -0.0, -3.0e38, torch.nan]))
+    average.update(torch.tensor(step), torch.tensor(False))
+    assert torch.equal(average.of(flat).view(torch.int32), before.view(torch.int32))
 
 
 def test_swapping_twice_is_nothing():

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from pretrain.config.engine import EngineConfig, OptimConfig
-from pretrain.engine.zero_config import zero_config
+from pretrain.engine.zero_config import skips_on_device, zero_config
 
 GOLDEN_STAGE_1 = {
     "train_micro_batch_size_per_gpu": 64,
@@ -111,3 +111,19 @@ def test_offload_goes_to_the_hosts_memory(pinned):
 
 def test_only_our_own_optimizer_is_vouched_for():
     assert make(kind="lamb")["zero_allow_untested_optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("optim", "engine", "on_device"),
+    [
+        ({}, {}, True),
+        ({}, {"zero_stage": 2, "precision": "fp32"}, True),
+        ({}, {"zero_stage": 3}, False),
+        ({}, {"precision": "fp16"}, False),
+        ({}, {"offload": "optimizer"}, False),
+        ({"kind": "lamb"}, {}, False),
+        ({"implementation": "apex"}, {}, False),
+    ],
+)
+def test_where_a_step_that_is_not_finite_is_skipped(optim, engine, on_device):
+    assert skips_on_device(EngineConfig(**engine), OptimConfig(lr=1.0, **optim)) is on_device

@@ -70,6 +70,12 @@ def test_a_collective_that_moved_is_named(monkeypatch):
         shards.check_communication()
 
 
+def test_a_question_to_the_host_that_moved_is_named():
+    """Unnoticed, every step would wait for the device again."""
+    with pytest.raises(EngineError, match=r"types has no is_invalid_grad_norm; .*==0\.19\.8"):
+        shards.skip_on_device(fake(1))
+
+
 def attributes_of(tree: ast.AST, owners: set[str]) -> set[str]:
     """Names of the attributes of these variables, and of ``zero.optimizer`` and the like."""
     found = set()

@@ -29,6 +29,10 @@ class Result:
     hits: torch.Tensor | None = None
     sample: Sample | None = None
 
+    @property
+    def applied(self) -> torch.Tensor:
+        return torch.tensor(not self.skipped)
+
 
 def result(loss_sum, images, hits=None, **rest):
     counted = None if hits is None else torch.tensor(hits, dtype=torch.float32)
