@@ -1,6 +1,6 @@
 """What ranks do in test_metrics_ranks.py."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Result:
     grad_norm: float
     hits: Tensor
     sample: "Sample"
-    applied: Tensor = torch.tensor(True)
+    applied: Tensor = field(default_factory=lambda: torch.tensor(True))
 
 
 @dataclass(frozen=True)
