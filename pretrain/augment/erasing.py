@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain.augment.draws import Stream, draw_normal, draw_uniform
+from pretrain.augment.transfer import send
 
 _AREA_FRACTION = (0.02, 1 / 3)
 _ASPECT = (0.3, 1 / 0.3)
@@ -75,7 +76,7 @@ def erase(images: Tensor, seeds: Tensor, probability: float) -> Tensor:
         return images
     areas = boxes.height * boxes.width
     total = int(areas.sum())
-    columns = torch.stack(
+    drawn = torch.stack(
         [
             seeds[boxes.sample],
             boxes.sample,
@@ -85,7 +86,8 @@ def erase(images: Tensor, seeds: Tensor, probability: float) -> Tensor:
             areas.cumsum(0) - areas,
             areas,
         ]
-    ).to(images.device, non_blocking=True)
+    )
+    (columns,) = send([drawn], images.device)
     # One entry per erased pixel from here on: [P].
     seed, sample, top, left, box_width, start, _ = columns.repeat_interleave(
         columns[6], dim=1, output_size=total

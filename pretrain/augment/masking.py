@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pretrain.augment.draws import Stream, draw_bits
 from pretrain.augment.pipeline import Augment
+from pretrain.augment.transfer import send
 from pretrain.config.masking import MaskingConfig
 
 
@@ -32,8 +33,9 @@ class MaskedAugment:
             [B, 3, H, W], normalised; and what is hidden, bool [B, S, S] for S squares a side.
         """
         side = images_u8.shape[-1]
+        (on_device,) = send([seeds], images_u8.device)
         hidden = draw_masks(
-            seeds.to(images_u8.device, non_blocking=True),
+            on_device,
             self.masking.squares_per_side(side),
             self.masking.hidden_squares(side),
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.augment.transfer import send
 from pretrain.config.schema import AugmentConfig
 from pretrain.errors import ConfigError
 
@@ -91,15 +92,12 @@ def mix_groups(images: Tensor, mixes: list[Mix]) -> Tensor:
     blends = torch.tensor(
         [1.0 if mix.box else mix.kept_fraction for mix in mixes], dtype=torch.float64
     )
-    boxes = boxes.to(images.device, non_blocking=True).view(*lead, 4)
-    top, bottom, left, right = boxes.unbind(dim=-1)
+    boxes, *parts = send([boxes, blends, 1.0 - blends], images.device)
+    top, bottom, left, right = boxes.view(*lead, 4).unbind(dim=-1)
     y = torch.arange(height, device=images.device)[:, None]
     x = torch.arange(width, device=images.device)
     outside = (y < top) | (y >= bottom) | (x < left) | (x >= right)  # [G, 1, 1, H, W]
-    own, other = (
-        (outside * part.to(images.device, non_blocking=True).view(lead)).to(images.dtype)
-        for part in (blends, 1.0 - blends)
-    )
+    own, other = ((outside * part.view(lead)).to(images.dtype) for part in parts)
     other = other + (~outside).to(images.dtype)
     groups = images.unflatten(0, (len(mixes), -1))
     partners = groups.flip(1).mul_(other)
@@ -130,9 +128,10 @@ def soft_targets(
     targets = torch.full(
         (len(labels), num_classes), label_smoothing / num_classes, device=labels.device
     )
-    for part, classes in ((kept, groups), (1.0 - kept, groups.flip(1))):
-        mass = (part * peak).float().to(labels.device, non_blocking=True).expand_as(groups)
-        targets.scatter_add_(1, classes.reshape(-1, 1), mass.reshape(-1, 1))
+    masses = send([(part * peak).float() for part in (kept, 1.0 - kept)], labels.device)
+    for mass, classes in zip(masses, (groups, groups.flip(1)), strict=True):
+        mass = mass.expand_as(groups).reshape(-1, 1)
+        targets.scatter_add_(1, classes.reshape(-1, 1), mass)
     return targets
 
 

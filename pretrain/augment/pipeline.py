@@ -10,6 +10,7 @@ from pretrain.augment.erasing import draw_boxes, erase
 from pretrain.augment.mixing import Mix, check_groups, draw_mix, mix_groups, soft_targets
 from pretrain.augment.policy import parse_policy
 from pretrain.augment.randaugment import RandAugment
+from pretrain.augment.transfer import send
 from pretrain.config.schema import AugmentConfig
 
 
@@ -152,9 +153,8 @@ def flip(images: Tensor, seeds: Tensor, probability: float) -> Tensor:
     Returns:
         A new tensor of the shape and type of ``images``.
     """
-    samples = (
-        is_flipped(seeds, probability).nonzero().flatten().to(images.device, non_blocking=True)
-    )
+    flipped = is_flipped(seeds, probability).nonzero().flatten()
+    (samples,) = send([flipped], images.device)
     images = images.clone(memory_format=torch.contiguous_format)
     return images.index_copy_(0, samples, images.index_select(0, samples).flip(-1))
 
@@ -175,11 +175,9 @@ def normalize(images_u8: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     Returns:
         float32 [B, C, H, W]: (value / 255 - mean) / std.
     """
-    shift, scale = (
-        (torch.tensor(part, dtype=torch.float64) * 255)
-        .float()
-        .to(images_u8.device, non_blocking=True)
-        .view(-1, 1, 1)
+    of_channels = [
+        (torch.tensor(part, dtype=torch.float64) * 255).float().view(-1, 1, 1)
         for part in (mean, std)
-    )
+    ]
+    shift, scale = send(of_channels, images_u8.device)
     return images_u8.float().sub_(shift).div_(scale)

@@ -5,7 +5,7 @@ argument, and when the sign is drawn. Pixels are those of Pillow.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from pretrain.augment import colour
 from pretrain.augment.draws import Stream, draw_normal, draw_uniform
 from pretrain.augment.geometry import transform_affine
 from pretrain.augment.policy import RandAugmentPolicy
+from pretrain.augment.transfer import send
 
 OPERATION_COUNT = 15
 """Length of `increasing_operations`."""
@@ -68,26 +69,37 @@ class RandAugment:
         Returns:
             ``images``.
         """
-        device = images.device
         height, width = images.shape[2:]
-        operations = increasing_operations(self.fill.to(device, non_blocking=True))
-        for layer in range(self.policy.layers):
-            chosen, levels, signs = self.draw(seeds, layer)
-            order = chosen.argsort(stable=True)
-            counts = torch.bincount(chosen + 1, minlength=len(operations) + 1).tolist()
-            on_device = order.to(device, non_blocking=True).split(counts)
-            on_host = order.split(counts)
-            # The first group holds the samples that are left alone.
-            for operation, rows, samples in zip(
-                operations, on_host[1:], on_device[1:], strict=True
-            ):
-                if len(rows) == 0:
-                    continue
-                arguments = operation.arguments(levels[rows], signs[rows], height, width)
-                arguments = arguments.to(device, non_blocking=True)
-                result = operation.apply(images.index_select(0, samples), arguments)
-                images.index_copy_(0, samples, result)
+        drawn = [
+            group
+            for layer in range(self.policy.layers)
+            for group in self._groups(seeds, layer, height, width)
+        ]
+        fill, *sent = send(
+            [self.fill, *(part for _, *parts in drawn for part in parts)], images.device
+        )
+        operations = increasing_operations(fill)
+        for (which, *_), samples, arguments in zip(drawn, sent[::2], sent[1::2], strict=True):
+            result = operations[which].apply(images.index_select(0, samples), arguments)
+            images.index_copy_(0, samples, result)
         return images
+
+    def _groups(
+        self, seeds: Tensor, layer: int, height: int, width: int
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Operations of a layer with their samples and arguments, those without samples left out.
+
+        Yields:
+            Index into `increasing_operations`, int64 [n], and float64 [n, …], on the host.
+        """
+        operations = increasing_operations(self.fill)
+        chosen, levels, signs = self.draw(seeds, layer)
+        counts = torch.bincount(chosen + 1, minlength=len(operations) + 1).tolist()
+        # The first group holds the samples that are left alone.
+        _, *groups = chosen.argsort(stable=True).split(counts)
+        for which, (operation, rows) in enumerate(zip(operations, groups, strict=True)):
+            if len(rows) > 0:
+                yield which, rows, operation.arguments(levels[rows], signs[rows], height, width)
 
     def names_of(self, seeds: Tensor) -> list[list[str]]:
         """Name the operations that each sample goes through, in order, such as ``Posterize``.
