@@ -9,6 +9,7 @@ from pretrain.plan.measured import measured_rate
 from pretrain.plan.render import render, render_results
 from pretrain.plan.resources import gpus_here, resources_of
 from pretrain.plan.results import ResultsPlan, make_results_plan
+from pretrain.plan.take_up import tuned_rate
 from pretrain.preflight import (
     free_disk_bytes,
     manifest_if_built,
@@ -55,7 +56,7 @@ def plan_part(config: RunConfig) -> Part:
         resources,
         free_disk_bytes=free_disk_bytes(config),
         probe=probe_split_if_built(config),
-        measured=measured_rate(config, resources),
+        measured=measured_rate(config, resources) or tuned_rate(config, resources.world_size),
     )
     return Part(config, plan, run_of(config))
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from launch.sweep import Sweep, load_sweep
 from pretrain.config.load import RESULTS, expand_chain, load_run, results_of
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
+from pretrain.plan.take_up import take_up
 from pretrain.run_directory import RunDirectory
 
 
@@ -103,15 +105,16 @@ def load(options: argparse.Namespace) -> Request:
             names[0], options.sweep, options.overrides, cluster=cluster, run_name=options.name
         )
         after = _after(options, sweep.configs[0])
-        return Request(list(sweep.configs), sweep, options.max_concurrent, after)
+        given = [*options.overrides, *options.sweep]
+        configs = [_tuned(config, names[0], given) for config in sweep.configs]
+        return Request(configs, sweep, options.max_concurrent, after)
     configs: list[RunConfig] = []
     for name in names:
         if name == RESULTS:
             configs.append(results_of(configs[-1]))
         else:
-            configs.append(
-                load_run(name, options.overrides, cluster=cluster, run_name=options.name)
-            )
+            config = load_run(name, options.overrides, cluster=cluster, run_name=options.name)
+            configs.append(_tuned(config, name, options.overrides))
     doubled = {
         config.name for config in configs if [c.name for c in configs].count(config.name) > 1
     }
@@ -148,6 +151,14 @@ def _cluster(name: str) -> str:
     if why is not None:
         print(f"running on this machine: {why}", file=sys.stderr)
     return "slurm" if why is None else "local"
+
+
+def _tuned(config: RunConfig, name: str, given: Sequence[str]) -> RunConfig:
+    """The config with the measured settings that it takes up; says which it does not."""
+    config, said = take_up(config, name, given)
+    for line in said:
+        print(line, file=sys.stderr)
+    return config
 
 
 def _check_sweep_options(options: argparse.Namespace, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from pretrain.metrics.report.process import write_at_end
 from pretrain.plan.derive import Plan, make_plan
 from pretrain.plan.render import render
 from pretrain.plan.resources import gpus_here, resources_of_world
+from pretrain.plan.take_up import take_up, tuned_rate
 from pretrain.preflight import (
     check_initial_weights,
     check_output,
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str]) -> int:
                 "train one of them here, or use launch/slurm.py"
             )
         config = load_run(names[0], options.overrides, run_name=options.name)
+        config, said = take_up(config, names[0], options.overrides)
+        for line in said if world.rank == 0 else ():
+            print(line, file=sys.stderr)
         run = RunDirectory(Path(config.runs_dir) / config.name)
     else:
         if options.overrides or options.name is not None:
@@ -93,7 +98,8 @@ def _plan_text(config: RunConfig, world: World) -> str:
 def _plan(config: RunConfig, world: World, manifest: Manifest | None, probe: Split | None) -> Plan:
     resources = resources_of_world(world, config.cluster, gpus_here())
     free = free_disk_bytes(config)
-    return make_plan(config, manifest, resources, free_disk_bytes=free, probe=probe)
+    rate = tuned_rate(config, resources.world_size)
+    return make_plan(config, manifest, resources, free_disk_bytes=free, probe=probe, measured=rate)
 
 
 def _train(run: RunDirectory, config: RunConfig, world: World, *, create: bool) -> int:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from pretrain.errors import LaunchError
+from pretrain.plan.tuned import FOLDER
 from pretrain.run_directory import RunDirectory
 
 RUNS_DIR = "runs"
@@ -60,7 +61,7 @@ def runs_below(runs_dir: Path) -> tuple[list[RunDirectory], list[str]]:
             continue
         if looks_like_run(Path(entry.path)):
             runs.append(RunDirectory(entry.path))
-        elif entry.is_dir() and not entry.name.endswith(SHARED_SUFFIX):
+        elif entry.is_dir() and not entry.name.endswith(SHARED_SUFFIX) and entry.name != FOLDER:
             others.append(entry.name)
     return runs, others
 

@@ -19,6 +19,7 @@ from pretrain.files import make_private, read_json, replace_text
 
 MAY_CHANGE = (
     "runs_dir",
+    "tuned",
     "cluster",
     "log",
     "wandb",
@@ -264,7 +265,7 @@ class RunDirectory:
 def differing_fields(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """Fields that decide what is learnt and differ, as (dotted name, old value, new value)."""
     old_fields, new_fields = (
-        dict(_flatten(config.model_dump(mode="json"))) for config in (old, new)
+        dict(flatten(config.model_dump(mode="json"))) for config in (old, new)
     )
     return [
         (name, old_fields.get(name), new_fields.get(name))
@@ -277,7 +278,7 @@ def learning_sha256(config: RunConfig) -> str:
     """Digest of the fields that decide what is learnt: equal for all attempts of one run."""
     fields = {
         name: value
-        for name, value in _flatten(config.model_dump(mode="json"))
+        for name, value in flatten(config.model_dump(mode="json"))
         if not _may_change(name)
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -287,9 +288,10 @@ def _may_change(name: str) -> bool:
     return any(name == field or name.startswith(field + ".") for field in MAY_CHANGE)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every field of nested sections by its dotted name."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -8,6 +8,7 @@ from launch.slurm import launch
 from pretrain.config.load import read_run
 from pretrain.config.schema import RunConfig
 from pretrain.errors import LaunchError
+from pretrain.plan.tuned import fields_in
 from pretrain.run_directory import MAY_CHANGE, RunDirectory, differing_fields
 
 
@@ -43,6 +44,13 @@ def config_to_resume(run: RunDirectory, overrides: Sequence[str]) -> RunConfig:
     owner = run.path.stat().st_uid
     if owner != os.getuid():
         raise LaunchError(f"{run.path}: belongs to user id {owner}, not to you")
+    if any(item.partition("=")[0] == "tuned" for item in overrides):
+        raise LaunchError(
+            "tuned: a run goes on with the settings it has; give the fields themselves, such as "
+            "batch.micro_size_max=64"
+        )
+    if fields_in(overrides):
+        overrides = [*overrides, "tuned=none"]  # what it has now was not measured
     # The directory may have been moved as a whole; where it is now is meant.
     new = read_run(run.config_path, [*overrides, f"runs_dir={run.path.parent}"])
     if any(item.partition("=")[0] == "runs_dir" for item in overrides):
@@ -53,7 +61,7 @@ def config_to_resume(run: RunDirectory, overrides: Sequence[str]) -> RunConfig:
         for field, before, after in differing_fields(old, new)
     ]
     if problems:
-        raise LaunchError("\n".join([*problems, f"may change: {', '.join(MAY_CHANGE[1:])}"]))
+        raise LaunchError("\n".join([*problems, f"may change: {', '.join(MAY_CHANGE[2:])}"]))
     if new.name != run.path.name:
         raise LaunchError(
             f"{run.path}: holds the run {new.name}; rename the directory to that to resume it"

@@ -125,6 +125,16 @@ def rename(config: RunConfig, name: str) -> RunConfig:
     return _validate([_Source(f"the run's name '{name}'", values, {})], "config")
 
 
+def vary(config: RunConfig, overrides: Sequence[str], where: str) -> RunConfig:
+    """The same config with some fields changed.
+
+    Raises:
+        ConfigError: an override does not fit.
+    """
+    source = _Source(where, config.model_dump(mode="json"), {})
+    return _validate([source, *map(_parse_override, overrides)], where)
+
+
 def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a resolved config that `to_yaml` wrote.
 
@@ -371,6 +381,8 @@ def _absolute_paths(config: RunConfig) -> RunConfig:
         values["init_from"] = _absolute(config.init_from)
     if config.init_classes is not None:
         values["init_classes"] = _absolute(config.init_classes)
+    if config.tuned not in ("auto", "none"):
+        values["tuned"] = _absolute(config.tuned)
     results = config.results
     values["results"]["evaluate"] = [
         path if is_remote(path) else _absolute(path) for path in results.evaluate

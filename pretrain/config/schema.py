@@ -323,6 +323,10 @@ class RunConfig(Section):
     """Side of the images that they were trained on, pixels, where the source does not say."""
     init_window_size: PositiveInt | None = None
     """Window side of V2 that they were trained with, tokens, where the source does not say."""
+    tuned: str = "auto"
+    """Whose measured settings a new run takes: auto is the file in ``runs_dir/tuned`` that fits it,
+    if there is one; none takes none; else the path of a file that ``python -m pretrain.tune``
+    wrote. A run's own config.yaml names the file whose settings it holds."""
     data: DataConfig
     model: ModelConfig
     masking: MaskingConfig | None = None

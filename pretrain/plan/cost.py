@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pretrain.plan.devices import TRAINING_FLOP_PER_FORWARD_MAC, peak_flop_per_second
 from pretrain.plan.measured import MeasuredRate
 from pretrain.plan.resources import Resources
+from pretrain.plan.tuned import TunedRate
 
 ASSUMED_SHARE = 0.35
 _A100 = peak_flop_per_second("NVIDIA A100", "bf16") or 0.0
@@ -42,7 +43,7 @@ def estimate_cost(
     eval_images: int,
     forward_macs_per_image: int,
     resources: Resources,
-    measured: MeasuredRate | None = None,
+    measured: MeasuredRate | TunedRate | None = None,
 ) -> Cost:
     """Estimate the cost of training and evaluating on that many images.
 
@@ -51,7 +52,8 @@ def estimate_cost(
         eval_images: of all its evaluations.
         forward_macs_per_image: multiply-accumulates of one forward pass.
         resources: the machines.
-        measured: the rate of an earlier run of the same work; None takes a stated assumption.
+        measured: the rate of an earlier run of the same work, or of its tuning; None takes a
+            stated assumption.
     """
     training = TRAINING_FLOP_PER_FORWARD_MAC * forward_macs_per_image
     flop = train_images * training + eval_images * 2 * forward_macs_per_image

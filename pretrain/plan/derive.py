@@ -21,6 +21,7 @@ from pretrain.plan.cost import Cost, estimate_cost
 from pretrain.plan.measured import MeasuredRate
 from pretrain.plan.memory import memory_bytes_per_rank
 from pretrain.plan.resources import Resources
+from pretrain.plan.tuned import TunedRate
 
 BYTES_PER_PARAMETER_SAVED = 12
 """A checkpoint holds the fp32 master weight and AdamW's two moments of every parameter."""
@@ -121,7 +122,7 @@ def make_plan(
     *,
     free_disk_bytes: int,
     probe: Split | None = None,
-    measured: MeasuredRate | None = None,
+    measured: MeasuredRate | TunedRate | None = None,
 ) -> Plan:
     """Derive the plan.
 
@@ -131,7 +132,7 @@ def make_plan(
         resources: the machines.
         free_disk_bytes: free space where the run directory lies.
         probe: the split of ``eval.probe``; None without one, or while it is not built.
-        measured: the rate of an earlier run of the same work.
+        measured: the rate of an earlier run of the same work, or of its tuning.
 
     Raises:
         ConfigError: config, data and machines do not suit each other; the message says what would.

@@ -8,6 +8,7 @@ from pretrain.plan.derive import Plan, times_evaluated
 from pretrain.plan.loading import RANK_CORES, Loading, loading_of
 from pretrain.plan.results import ResultsPlan
 from pretrain.plan.traffic import payloads_of
+from pretrain.plan.tuned import typed_as, values_of
 
 
 def render(config: RunConfig, plan: Plan) -> str:
@@ -103,8 +104,17 @@ def _step_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:
         ),
         ("learning rate", f"{lr}; {_course(config, plan)}"),
         ("optimizer", _optimizer(config)),
+        *_tuned_rows(config),
         *_evaluation_rows(config, plan),
     ]
+
+
+def _tuned_rows(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the settings that were measured, and how to refuse them."""
+    if config.tuned in ("auto", "none"):
+        return []
+    settings = " ".join(typed_as(values_of(config)))
+    return [("tuned", f"{settings}; from {config.tuned} (tuned=none refuses it)")]
 
 
 def _evaluation_rows(config: RunConfig, plan: Plan) -> list[tuple[str, str]]:

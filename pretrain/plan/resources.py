@@ -1,6 +1,7 @@
 """How many ranks a run has and on what device, from the site's facts or this machine."""
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,34 @@ def gpus_here() -> int:
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in _NO_DEVICE])
     return sum(1 for _ in _NVIDIA_DEVICES.iterdir()) if _NVIDIA_DEVICES.is_dir() else 0
+
+
+def device_name_here(device: str) -> str | None:
+    """Name of this machine's devices without loading a driver library.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+
+    Returns:
+        What torch calls them, for whole GPUs; None where their driver names none or several.
+    """
+    if device == "cpu":
+        return cpu_name()
+    names: set[str] = set()
+    for information in _NVIDIA_DEVICES.glob("*/information"):
+        lines = information.read_text(encoding="utf-8").splitlines()
+        names |= {line.partition(":")[2].strip() for line in lines if line.startswith("Model:")}
+    return names.pop() if len(names) == 1 else None
+
+
+def cpu_name() -> str:
+    """The processor by its name, where the kernel tells, else by its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def resources_of(cluster: ClusterConfig, gpus_of_this_machine: int) -> Resources:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from pretrain.files import make_private, replace_text
 from pretrain.job import Job
 from pretrain.models.masked import MaskedSwin
 from pretrain.models.swin import Swin
+from pretrain.plan.resources import cpu_name
 from pretrain.profile.events import PARTS
 from pretrain.profile.page import render
 from pretrain.profile.ranges import ranges
@@ -171,7 +171,7 @@ class Profiler:
             "ranks": job.world.size,
             "first_step": first,
             "host": platform.node(),
-            "device": torch.cuda.get_device_name(job.device) if on_cuda else _processor(),
+            "device": torch.cuda.get_device_name(job.device) if on_cuda else cpu_name(),
             "threads": job.threads,
             "torch": torch.__version__,
             "variant": config.model.variant,
@@ -191,13 +191,3 @@ class Profiler:
             "steps_before": len(before),
             "bytes_before": {name: plan.memory[name] for name in _BEFORE if name in plan.memory},
         }
-
-
-def _processor() -> str:
-    """The CPU by its name, where the kernel tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -1,0 +1,132 @@
+"""``python -m pretrain.tune`` as a person types it: a real engine on a thumbnail Swin."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TUNE = (sys.executable, "-m", "pretrain.tune", "--config", "demo_pretrain")
+SETTLED = ("engine.compile=false", "engine.activation_checkpointing=none")
+ALONE = ("cluster.ranks_per_node=1", "engine.threads_per_rank=1")
+QUICK = (*ALONE, "--measured-seconds", "0.2")
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TUNE, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=400,
+        env=environment_of(**environment),
+    )  # fmt: skip
+
+
+def environment_of(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def plan(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "launch" / "slurm.py"), "--config", "demo_pretrain"]
+    done = subprocess.run(
+        [*command, "--cluster", "local", "--plan", *ALONE, *arguments],
+        cwd=folder, capture_output=True, text=True, check=True, env=environment_of(),
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def test_it_measures_writes_a_file_and_the_plan_takes_it_up(tmp_path: Path):
+    """Two micro-batches: 32, which the config has, and 64, to which the batch divides too."""
+    done = run(tmp_path, *QUICK, *SETTLED)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout  # no terminal, so plain lines
+    assert "for 1 rank and a global batch of 64" in done.stdout
+    assert "the config's own" in done.stdout
+    for size in (32, 64):
+        assert any(f"micro-batch {size}: " in line for line in done.stdout.splitlines())
+    (path,) = (tmp_path / "runs" / "tuned").iterdir()
+    tuned = yaml.safe_load(path.read_text())
+    assert f"written: {path}" in done.stdout
+    assert tuned["settings"]["batch.micro_size_max"] in (32, 64)
+    assert tuned["accumulation"] * tuned["settings"]["batch.micro_size_max"] == 64
+    assert tuned["instead_of"]["batch.micro_size_max"] == 32
+    said = plan(tmp_path)
+    assert f"from {path} (tuned=none refuses it)" in said
+    assert f"{tuned['images_per_second']:,.1f} images/s ({path})" in said
+    assert str(path) not in plan(tmp_path, "tuned=none")
+
+
+@pytest.mark.slow
+def test_candidates_that_do_not_compile_lack_memory_or_time_are_rows(tmp_path: Path):
+    broken = tmp_path / "no-compiler"
+    broken.write_text("#!/bin/sh\necho no compiler here >&2\nexit 1\n")
+    broken.chmod(0o755)
+    fixed = ("engine.activation_checkpointing=none", "batch.micro_size_max=32")
+    cache = str(tmp_path / "cache")
+    done = run(tmp_path, *QUICK, *fixed, CXX=str(broken), TORCHINDUCTOR_CACHE_DIR=cache)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = next(line for line in done.stdout.splitlines() if "compile true" in line)
+    assert "does not compile: " in row
+    assert "taken: batch.micro_size_max=32" in done.stdout
+    assert "engine.compile=false" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_candidate_that_the_system_refuses_memory_is_a_row(tmp_path: Path):
+    """A limit on the address space, which the processes inherit: 64 fit, 16,384 do not."""
+    large = ("batch.global_size=16384", "data.expected_train_samples=16384")
+    limited = ["bash", "-c", 'ulimit -v 8000000; exec "$@"', "bash", *TUNE]
+    done = subprocess.run(
+        [*limited, *QUICK, *SETTLED, *large, "batch.micro_size_max=16384"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=environment_of(),
+    )  # fmt: skip
+    rows = [line for line in done.stdout.splitlines() if "micro-batch 16384" in line]
+    assert any("out of memory" in row for row in rows), done.stdout + done.stderr
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path):
+    with subprocess.Popen(
+        [*TUNE, *QUICK], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment_of(),
+    ) as tuning:  # fmt: skip
+        assert tuning.stdout is not None
+        assert "demo_pretrain on one" in tuning.stdout.readline()
+        (child,) = children_of(tuning.pid)
+        tuning.send_signal(signal.SIGINT)
+        said, errors = tuning.communicate(timeout=30)
+    assert tuning.returncode == 130
+    assert "stopped: no file is written" in said
+    assert errors == ""
+    assert not (tmp_path / "runs").exists()
+    assert not Path(f"/proc/{child}").exists()
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that one has started, waited for until there are any."""
+    for _ in range(100):
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        if text.split():
+            return [int(number) for number in text.split()]
+        time.sleep(0.05)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ranks", "3"], "batch.global_size: 64 does not divide into 3 ranks"),
+        (["--minutes", "0"], "--minutes, --candidate-minutes: expected 0.1 or more"),
+        (["--cluster", "slurm", "cluster.device=cuda", "cluster.gpus_per_node=8"], "shows none"),
+        (["engine.compil=true"], "did you mean 'engine.compile'?"),
+        (["batch.micro_size_max=8"], "is less than augment.mix_group 32"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], said: str):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
