@@ -6,7 +6,7 @@ from pretrain.plan.memory import GIB
 from pretrain.tune.candidates import Candidate
 from pretrain.tune.trials import Failure, Measured, Row, Trials, is_faster
 
-HEADINGS = ("micro-batch, changes", "images/s", "spread", "peak GiB", "estimate", "start s", "")
+HEADINGS = ("settings", "images/s", "spread", "peak GiB", "estimate", "start s", "")
 REASON_CHARACTERS = 90
 FAILED = {
     "memory": "out of memory",
