@@ -32,6 +32,8 @@ from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, engine_of, objective_of
 from pretrain.plan.devices import images_per_second_at_peak
 from pretrain.plan.memory import compare_with_peak
+from pretrain.plan.resources import cpu_name
+from pretrain.plan.take_up import tuned_on
 from pretrain.profile.profiler import Profiler
 from pretrain.recovery import compare_ranks, find_checkpoint, go_back
 from pretrain.saving import Saver, open_store
@@ -98,6 +100,7 @@ def train(job: Job) -> str:
             recorder.event("started", step=first_step, ranks=job.world.size, device=str(device))
             if health is not None:
                 recorder.event("health", **health)
+            report_device(job, device, recorder)
             parts = connect(job, device, store, recorder, watchdog, stop, first_step)
             if reader is not None:
                 restore(parts, reader)
@@ -111,6 +114,19 @@ def train(job: Job) -> str:
             # Not after an error: NCCL's groups close together, and peers wait in a collective then.
             parts.engine.close()
     return outcome
+
+
+def report_device(job: Job, device: torch.device, recorder: Recorder) -> None:
+    """Write an event where the settings of the run were measured on another device than this."""
+    measured_on = tuned_on(job.config)
+    here = name_of(device)
+    if measured_on is not None and measured_on != here:
+        recorder.event("tuned_elsewhere", measured_on=measured_on, here=here)
+
+
+def name_of(device: torch.device) -> str:
+    """What a device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def watch(job: Job) -> Watchdog:
@@ -186,7 +202,7 @@ def clock_of(job: Job, device: torch.device, watchdog: Watchdog, profiler: Profi
         ),
         ranks=job.world.size,
         images_per_second_at_peak=images_per_second_at_peak(
-            torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            name_of(device),
             config.engine.precision,
             plan.forward_macs_per_image,
         ),

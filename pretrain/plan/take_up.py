@@ -114,6 +114,25 @@ def tuned_rate(config: RunConfig, world_size: int) -> TunedRate | None:
         config: of the run.
         world_size: its ranks; the micro-batch must come out as it was measured.
     """
+    tuned = _read(config)
+    if tuned is None:
+        return None
+    if split_batch(config, world_size)[0] != config.batch.micro_size_max:
+        return None
+    return TunedRate(tuned.images_per_second, tuned.device, config.tuned)
+
+
+def tuned_on(config: RunConfig) -> str | None:
+    """The device that a run's settings were measured on; None where they were not, or nobody knows.
+
+    A job may get other devices than those it was launched for.
+    """
+    tuned = _read(config)
+    return None if tuned is None else tuned.device
+
+
+def _read(config: RunConfig) -> Tuned | None:
+    """The file whose settings a run has, for as long as it says what it said."""
     if config.tuned in (AUTO, NONE):
         return None
     try:
@@ -121,13 +140,8 @@ def tuned_rate(config: RunConfig, world_size: int) -> TunedRate | None:
     except ConfigError:
         return None
     settings = values_of(config)
-    if tuned.work != work_of(config) or any(
-        settings[field] != value for field, value in tuned.settings.items()
-    ):
-        return None
-    if split_batch(config, world_size)[0] != config.batch.micro_size_max:
-        return None
-    return TunedRate(tuned.images_per_second, tuned.device, config.tuned)
+    changed = any(settings[field] != value for field, value in tuned.settings.items())
+    return None if changed or tuned.work != work_of(config) else tuned
 
 
 def _looked_through(

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
             60 * options.candidate_minutes,
             screen.seconds_left,
             lambda row: screen.line(f"{row.candidate.label(own)}: {outcome_text(row.outcome)}"),
+            subject.run_images,
         )
         try:
             whole = search(subject.space, trials)

@@ -1,5 +1,6 @@
 """What is tuned: a config, the machines it is planned for, the device at hand. No torch."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Subject:
         world_size: of the runs.
         device: name of the device here.
         memory_bytes: that a rank has on it.
+        run_images: that a rank sees in the run, about; infinite where the config does not say.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Subject:
     world_size: int
     device: str
     memory_bytes: int
+    run_images: float
 
     @property
     def path(self) -> Path:
@@ -100,4 +103,7 @@ def subject_of(
         world_size=world_size,
         device=answer.found["name"],
         memory_bytes=answer.found["memory_bytes"],
+        run_images=(config.data.expected_train_samples or math.inf)
+        * config.schedule.epochs
+        / world_size,
     )

@@ -49,8 +49,10 @@ def _cells(row: Row, trials: Trials, own: Candidate, best: Row | None) -> tuple[
         notes.append("taken")
     elif not trials.fits(row):
         notes.append("too near to the device's memory")
-    elif best is not None and row.rate > best.rate and not is_faster(row, best):
+    elif best is not None and row.rate_of_run > best.rate_of_run and not is_faster(row, best):
         notes.append("no faster within noise")
+    elif best is not None and row.rate > best.rate:
+        notes.append("starts too long for so short a run")
     return (
         label,
         f"{outcome.images_per_second:,.1f}",

@@ -1,5 +1,6 @@
 """Candidates that were tried, what came of them, and which is best. No torch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -54,16 +55,26 @@ class Row:
         candidate: what was tried.
         estimate_bytes: memory as the plan estimates it.
         outcome: what came of it.
+        run_images: that a rank of the run sees in all.
     """
 
     candidate: Candidate
     estimate_bytes: int
     outcome: Measured | Failure
+    run_images: float = math.inf
 
     @property
     def rate(self) -> float:
         """Images per second; 0 where it has none."""
         return self.outcome.images_per_second if isinstance(self.outcome, Measured) else 0.0
+
+    @property
+    def rate_of_run(self) -> float:
+        """Images per second over a whole run, its start included: compiling must pay for itself."""
+        if not isinstance(self.outcome, Measured):
+            return 0.0
+        per_image = 1 / self.rate + self.outcome.start_seconds / self.run_images
+        return 1 / per_image
 
 
 class OutOfTimeError(Exception):
@@ -80,6 +91,7 @@ class Trials:
         limit_seconds: longest time of one candidate.
         seconds_left: of all the time.
         report: told of each new or renewed row.
+        run_images: that a rank of the run sees in all; infinite where nobody knows.
     """
 
     def __init__(
@@ -90,6 +102,7 @@ class Trials:
         limit_seconds: float,
         seconds_left: Callable[[], float],
         report: Callable[[Row], None],
+        run_images: float = math.inf,
     ) -> None:
         self._run = run
         self._estimate = estimate
@@ -97,6 +110,7 @@ class Trials:
         self._limit_seconds = limit_seconds
         self._seconds_left = seconds_left
         self._report = report
+        self._run_images = run_images
         self._rows: dict[Candidate, Row] = {}
 
     @property
@@ -112,7 +126,8 @@ class Trials:
         """
         row = self._rows.get(candidate)
         if row is None:
-            row = Row(candidate, self._estimate(candidate), self._try(candidate))
+            outcome = self._try(candidate)
+            row = Row(candidate, self._estimate(candidate), outcome, self._run_images)
             self._rows[candidate] = row
             self._report(row)
         return row.rate if self.fits(row) else 0.0
@@ -153,10 +168,15 @@ class Trials:
         fitting = [row for row in self.rows if self.fits(row)]
         if not fitting:
             return None
-        fastest = max(fitting, key=lambda row: row.rate)
+        fastest = max(fitting, key=lambda row: row.rate_of_run)
         equal = [row for row in fitting if not is_faster(fastest, row)]
         return min(
-            equal, key=lambda row: (row.candidate.differences(own), row.estimate_bytes, -row.rate)
+            equal,
+            key=lambda row: (
+                row.candidate.differences(own),
+                row.estimate_bytes,
+                -row.rate_of_run,
+            ),
         )
 
     def row_of(self, candidate: Candidate) -> Row | None:
@@ -200,8 +220,8 @@ class Trials:
 
 
 def is_faster(one: Row, other: Row) -> bool:
-    """Whether a candidate is faster than another by more than both vary."""
+    """Whether a run is faster with one candidate than with another, by more than both vary."""
     if not isinstance(one.outcome, Measured) or not isinstance(other.outcome, Measured):
         return isinstance(one.outcome, Measured)
     noise = max(NOISE_FRACTION, one.outcome.spread_fraction, other.outcome.spread_fraction)
-    return one.rate > (1 + noise) * other.rate
+    return one.rate_of_run > (1 + noise) * other.rate_of_run

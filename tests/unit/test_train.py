@@ -46,6 +46,17 @@ def test_a_checkpoint_leaves_no_bad_sample_unreported(parts, monkeypatch):
     assert parts.bad_samples == []
 
 
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_run_says_that_its_settings_were_measured_elsewhere(parts, monkeypatch, elsewhere):
+    here = train.name_of(torch.device("cpu"))
+    measured_on = "NVIDIA H100 80GB HBM3" if elsewhere else here
+    monkeypatch.setattr(train, "tuned_on", lambda _: measured_on)
+    train.report_device(parts.job, torch.device("cpu"), parts.recorder)
+    said = [("tuned_elsewhere", {"measured_on": measured_on, "here": here})]
+    calls = [(call.args[0], call.kwargs) for call in parts.recorder.event.call_args_list]
+    assert calls == (said if elsewhere else [])
+
+
 def test_a_run_does_not_go_on_with_another_class_order(monkeypatch, small_shards):
     """The same shards under another list: every label would mean another class."""
     manifest = read_manifest(small_shards.path)

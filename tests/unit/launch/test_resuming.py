@@ -37,6 +37,7 @@ def test_a_preset_that_was_chosen_at_the_launch_is_no_obstacle(tmp_path: Path) -
         ("runs_dir=/elsewhere", "runs_dir: a run is resumed where it is"),
         ("cluster.nodez=2", "did you mean 'cluster.nodes'?"),
         ("cluster.nodes", "expected section.field=value"),
+        ("tuned=none", "tuned: a run goes on with the settings it has; give the fields themselves"),
     ],
 )
 def test_other_fields_are_refused(tmp_path: Path, override: str, message: str) -> None:
@@ -44,6 +45,16 @@ def test_other_fields_are_refused(tmp_path: Path, override: str, message: str) -
     with pytest.raises(PretrainError) as caught:
         config_to_resume(run, [override])
     assert message in str(caught.value)
+
+
+def test_settings_that_are_changed_are_no_longer_the_measured_ones(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    text = run.config_path.read_text()
+    assert "tuned: auto" in text
+    run.config_path.write_text(text.replace("tuned: auto", "tuned: /there/first-gpu.yaml"))
+    assert config_to_resume(run, ["cluster.nodes=2"]).tuned == "/there/first-gpu.yaml"
+    changed = config_to_resume(run, ["batch.micro_size_max=1"])
+    assert (changed.tuned, changed.batch.micro_size_max) == ("none", 1)
 
 
 def test_a_moved_run_goes_on_where_it_is_and_a_renamed_one_is_refused(tmp_path: Path) -> None:

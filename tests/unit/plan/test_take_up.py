@@ -12,7 +12,7 @@ from pretrain.config.schema import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.plan import take_up as module
 from pretrain.plan.render import render
-from pretrain.plan.take_up import take_up, tuned_rate
+from pretrain.plan.take_up import take_up, tuned_on, tuned_rate
 from pretrain.plan.tuned import (
     Tuned,
     place_of,
@@ -128,8 +128,9 @@ def test_the_plan_counts_hours_from_the_rate_that_was_measured():
     # Not at another micro-batch, with other settings, or when the file is gone.
     assert tuned_rate(config, 64) is None
     assert tuned_rate(loaded(f"tuned={path}"), 8) is None
+    assert tuned_on(config) == GPU
     path.unlink()
-    assert tuned_rate(config, 8) is None
+    assert (tuned_rate(config, 8), tuned_on(config)) == (None, None)
 
 
 def test_without_a_file_nothing_is_said():

@@ -202,6 +202,31 @@ def test_two_measurements_that_differ_are_noise():
     assert best.rate == 105.0
 
 
+def test_a_start_that_takes_longer_must_pay_within_the_run():
+    compiled = OWN.choosing(COMPILE, True)
+
+    def taken(run_images: float) -> Candidate:
+        measured = {
+            OWN: Measured(100.0, 0.0, 10.0, GIB, GIB),
+            compiled: Measured(125.0, 0.0, 110.0, GIB, GIB),
+        }
+        trials = Trials(
+            lambda candidate, _: measured[candidate],
+            lambda _: GIB, 9 * GIB, 60.0, lambda: 60.0, lambda _: None, run_images,
+        )  # fmt: skip
+        for candidate in measured:
+            trials.rate(candidate)
+        best = trials.best(OWN)
+        assert best is not None
+        said = "starts too long for so short a run" in table(trials, OWN, best)
+        assert said == (best.candidate == OWN)
+        return best.candidate
+
+    assert taken(40_000) == OWN  # 100 s more for 80 s gained
+    assert taken(4_000_000) == compiled
+    assert taken(float("inf")) == compiled
+
+
 def test_what_fills_the_memory_is_not_taken():
     device = Device(18.1)  # 64 images take 18 GiB
     taken = device.taken()
