@@ -20,6 +20,7 @@ _ALIKE = (
     "model",
     "masking",
     "engine",
+    "batch.micro_size_max",
     "optim.kind",
     "optim.implementation",
     "ema",

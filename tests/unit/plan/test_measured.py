@@ -40,9 +40,10 @@ def test_the_newest_run_of_the_same_work_counts(tmp_path: Path) -> None:
         "other_size": ["model.image_size=448"],
         "other_precision": ["engine.precision=fp32"],
         "other_place": ["cluster.partition=old"],
+        "other_micro_batch": ["batch.micro_size_max=128"],
         "seeded": ["seed=1", "optim.lr=1e-4", "data.workers_per_rank=1"],
     }
-    for name in ("other_size", "other_precision", "other_place"):
+    for name in ("other_size", "other_precision", "other_place", "other_micro_batch"):
         left_behind(config_of(tmp_path, *others[name], name=name), rate=1.0)
     left_behind(config_of(tmp_path, name="short"), rate=1.0, step=10)
     left_behind(config_of(tmp_path, name="nothing"), rate=None)

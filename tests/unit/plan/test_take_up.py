@@ -133,6 +133,18 @@ def test_the_plan_counts_hours_from_the_rate_that_was_measured():
     assert (tuned_rate(config, 8), tuned_on(config)) == (None, None)
 
 
+def test_the_rate_of_a_run_that_was_trained_goes_before_that_of_a_tuning():
+    left(loaded())
+    before, _ = taken(run_name="before")
+    run = RunDirectory(Path(before.runs_dir) / before.name)
+    run.create(before, plan_part(before).plan.to_json())  # pyright: ignore[reportAttributeAccessIssue]
+    progress = {"step": 100, "images_per_second": 8 * 450.0, "state": "done"}
+    run.progress_path.write_text(json.dumps(progress))
+    assert "as run before measured: 450.0 images/s" in plan_part(taken()[0]).plan.cost.assumption
+    # One with other settings did other work.
+    assert "not measured" in plan_part(taken("tuned=none")[0]).plan.cost.assumption
+
+
 def test_without_a_file_nothing_is_said():
     config, said = taken()
     assert (values_of(config), config.tuned, said) == (values_of(loaded()), "none", [])
