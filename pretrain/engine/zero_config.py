@@ -8,6 +8,8 @@ BUCKET_ELEMENTS = 50_000_000
 """Elements that are reduced or gathered at once: 200 MB of fp32, enough for full bandwidth."""
 PERSISTENT_ELEMENTS = 10_000
 """Stage 3 keeps smaller parameters whole on every rank: Swin's norms, biases and bias tables."""
+LIVE_ELEMENTS_MAX = 1_000_000_000
+"""Stage 3 keeps as many elements whole at a time, if they are used again within as many others."""
 AUTOCAST_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -103,8 +105,8 @@ def _zero_section(engine: EngineConfig, pin_memory: bool) -> dict[str, Any]:
             "sub_group_size": 10**12,  # one call of the optimizer for each of its groups
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_max_live_parameters": LIVE_ELEMENTS_MAX,
+            "stage3_max_reuse_distance": LIVE_ELEMENTS_MAX,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     if engine.offload != "none":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from pretrain.config.schema import RunConfig
-from pretrain.engine.zero_config import BUCKET_ELEMENTS
+from pretrain.engine.zero_config import BUCKET_ELEMENTS, LIVE_ELEMENTS_MAX
 from pretrain.models.cost import (
     activation_bytes_per_image,
     count_parameters,
@@ -43,7 +43,8 @@ def _of_device(
     too at stage 2, parameters too at stage 3. Under autocast parameters and gradients stay fp32,
     and each matrix has a 16-bit copy while it is in use (counted as if all were alive). An average
     of the weights is divided as the master weights are. DeepSpeed reduces gradients by way of one
-    bucket, whatever the model's size.
+    bucket, whatever the model's size. Stage 3 gathers parameters in the type of the reduction and
+    keeps them from the forward pass to the backward pass, up to a bound.
     """
     engine = config.engine
     count = count_parameters(shape)
@@ -54,6 +55,9 @@ def _of_device(
         parts = {"parameters": _FP32_BYTES * (share if stage >= 3 else count), **parts}
     if engine.offload == "none":
         parts |= _state(config, share)
+    if stage == 3:
+        gathered_bytes = _HALF_BYTES if engine.reduce_dtype == "bf16" else _FP32_BYTES
+        parts["gathered parameters"] = gathered_bytes * min(count, LIVE_ELEMENTS_MAX)
     parts["reduction bucket"] = _FP32_BYTES * BUCKET_ELEMENTS
     if engine.precision != "fp32":
         parts["autocast copies"] = _HALF_BYTES * count

@@ -20,7 +20,7 @@ NUMBERS_MAX = 64
 
 
 def counted(world: World, stage: int, accumulation: int, precision: str, dtype: str) -> Any:
-    """Bytes of each kind of collective in one step, and the engine's parameters."""
+    """Bytes of each kind of collective in one step, parameters, and those whole after a forward."""
     engine = make_engine(
         world,
         stage,
@@ -42,6 +42,9 @@ def counted(world: World, stage: int, accumulation: int, precision: str, dtype: 
 
         return counted_call
 
+    whole_parameters: list[int] = []
+    network = engine._zero.module
+    network.register_forward_hook(lambda *_: whole_parameters.append(_elements(network)))
     with ExitStack() as patches:
         for name in shards.COLLECTIVES:
             function = counting(_kind(name), getattr(comm.cdb, name))
@@ -49,7 +52,7 @@ def counted(world: World, stage: int, accumulation: int, precision: str, dtype: 
         train(engine, world, range(STEPS_BEFORE, STEPS_BEFORE + 1), accumulation)
     parameters = sum(_numel(shape) for shape in engine.parameter_shapes().values())
     engine.close()
-    return {"carried": dict(carried), "parameters": parameters}
+    return {"carried": dict(carried), "parameters": parameters, "whole": whole_parameters}
 
 
 def suite(world: World, cases: list[list[Any]]) -> list[Any]:
@@ -66,6 +69,11 @@ def _tensors(values: list[Any]) -> Any:
 
 def _kind(name: str) -> str:
     return name.removesuffix("_into_tensor").removesuffix("_tensor")
+
+
+def _elements(network: torch.nn.Module) -> int:
+    """Elements that this rank holds at the moment; of divided parameters none."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _numel(shape: tuple[int, ...]) -> int:

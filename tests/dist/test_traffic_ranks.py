@@ -32,3 +32,10 @@ def test_the_plan_counts_what_is_sent(counted, index):
         # Padding of shards; and the small parameters, a tenth of this network, which stage 3
         # gathers once per step, and which are always fp32.
         assert found["carried"][kind] == pytest.approx(size_bytes, rel=0.11), kind
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_weights_stay_whole_from_the_forward_to_the_backward_pass(counted, index):
+    """Which is why stage 3 gathers them once, and why the plan counts them as memory."""
+    accumulation, found = CASES[index][1], counted[index]
+    assert found["whole"] == accumulation * [found["parameters"]]

@@ -79,6 +79,15 @@ def test_the_giant_needs_its_parameters_divided():
     )
     assert whole["parameters"] + whole["gradients"] == 8 * 3_087_326_257
     assert divided["parameters"] * 32 == pytest.approx(whole["parameters"])
+    assert divided["gathered parameters"] == 4 * 10**9  # DeepSpeed's bound
+
+
+def test_stage_3_gathers_a_smaller_network_whole():
+    stage_3 = ["engine.zero_stage=3"]
+    assert "gathered parameters" not in plan_of("swin_l_22k").memory
+    assert plan_of("swin_l_22k", stage_3).memory["gathered parameters"] == 4 * 228_565_093
+    halves = plan_of("swin_l_22k", [*stage_3, "engine.reduce_dtype=bf16"]).memory
+    assert halves["gathered parameters"] == 2 * 228_565_093
 
 
 def test_the_flagship_costs_what_was_computed_for_it():
