@@ -11,7 +11,6 @@ noise, already on the device: neither loading nor augmentation is measured.
 import argparse
 import json
 import os
-import platform
 import resource
 import socket
 import subprocess
@@ -21,10 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-import torch.nn.functional as F
+from measurements import spread, where
+from plain_training import fused_adamw, plain_step
 from torch import Tensor, nn
 
 from pretrain import dist
@@ -135,30 +134,21 @@ def engine_step(
     return lambda: engine.train_step(iter([batch]), lr=1e-4)
 
 
-def plain_step(variant: Variant, config: RunConfig, device: torch.device) -> Callable[[], object]:
+def plain_ddp_step(
+    variant: Variant, config: RunConfig, device: torch.device
+) -> Callable[[], object]:
     """Return a step of torch's DistributedDataParallel with autocast, clipping and fused AdamW."""
     model = build(config.model).to(device)
     if variant.compiled:
         compile_blocks(model)
-    undecayed = model.no_weight_decay_names()
-    named = dict(model.named_parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [named[name] for name in named if name not in undecayed], "weight_decay": 0.05},
-        {"params": [named[name] for name in undecayed], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
-    parallel = nn.parallel.DistributedDataParallel(model)
-    images, targets = batches(config, variant, device)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=variant.precision == "bf16"):
-            logits = parallel(images)
-        F.cross_entropy(logits.float(), targets).backward()
-        nn.utils.clip_grad_norm_(parallel.parameters(), 5.0)
-        optimizer.step()
-
-    return step
+    batch = batches(config, variant, device)
+    return plain_step(
+        nn.parallel.DistributedDataParallel(model),
+        fused_adamw(model),
+        precision=variant.precision,
+        device=device,
+        next_batch=lambda: batch,
+    )
 
 
 def measure(variant: Variant, steps: int, gpu: bool) -> dict[str, float]:
@@ -174,7 +164,7 @@ def measure(variant: Variant, steps: int, gpu: bool) -> dict[str, float]:
     step = (
         engine_step(variant, config, world, device)
         if variant.stage
-        else plain_step(variant, config, device)
+        else plain_ddp_step(variant, config, device)
     )
     wall, cpu = [], []
     for _ in range(steps + WARM_UP_STEPS):
@@ -218,11 +208,6 @@ def run(variant: Variant, ranks: int, steps: int, gpu: bool) -> dict[str, float]
     return json.loads(ends[0][0])
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """A median, the least and the greatest."""
-    return f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
-
-
 Rounds = dict[Variant, list[dict[str, float] | None]]
 
 
@@ -263,19 +248,6 @@ def of_gpu(variant: Variant, ranks: int, images_per_second: float) -> list[str]:
     peak = images_per_second_at_peak(name, "bf16", count_forward_macs(shape))
     estimate = f"{sum(memory.values()) / GIB:.3g}" if variant.stage else ""
     return [estimate, f"{images_per_second / peak:.1%}" if peak else ""]
-
-
-def where(gpu: bool) -> str:
-    """The machine and the versions."""
-    from importlib.metadata import version
-
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "?")
-    place = torch.cuda.get_device_name(0) if gpu else f"{os.cpu_count()} cores of {model}"
-    return (
-        f"Measured {time.strftime('%Y-%m-%d')} on {place}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, DeepSpeed {version('deepspeed')}."
-    )
 
 
 def main() -> int:
