@@ -151,7 +151,7 @@ def _looked_through(
     stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
     fitting: dict[str, Settled] = {}
     said: list[str] = []
-    for path in sorted(Path(config.runs_dir, FOLDER).glob(f"{stem}-*.yaml")):
+    for path in _files_of(config, stem):
         try:
             tuned = read_tuned(path)
         except ConfigError as error:
@@ -165,6 +165,13 @@ def _looked_through(
         else:
             said.append(f"tuned: {path} is not taken up: {why}")
     return fitting, [] if fitting else said
+
+
+def _files_of(config: RunConfig, stem: str) -> list[Path]:
+    try:
+        return sorted(Path(config.runs_dir, FOLDER).glob(f"{stem}-*.yaml"))
+    except OSError:
+        return []  # whoever makes the run's directory says why
 
 
 def _begun(config: RunConfig) -> RunConfig | None:
