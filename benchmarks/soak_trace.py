@@ -6,37 +6,36 @@ checksum of their pixels, in the order in which the rank consumed them.
 
 import json
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from pretrain import train
-from pretrain.data.batch import Batch
-from pretrain.engine.engine import Values
 from pretrain.job import Job
-
-_micro_batches = train.micro_batches
-
-
-def traced_micro_batches(
-    job: Job, augment: Any, stream: Iterator[Batch], device: torch.device, step: int, *rest: Any
-) -> Iterator[tuple[Values, Values]]:
-    """`train.micro_batches`, noting what it takes from the stream."""
-    return _micro_batches(job, augment, _noting(job, stream, step), device, step, *rest)
+from pretrain.step_inputs import Ready, StepInputs
 
 
-def _noting(job: Job, stream: Iterator[Batch], step: int) -> Iterator[Batch]:
-    consumed: list[list[int]] = []
-    for number, batch in enumerate(stream, 1):
+class TracedInputs(StepInputs):
+    """`StepInputs`, noting what it hands out."""
+
+    def __init__(self, job: Job, *rest: Any) -> None:
+        super().__init__(job, *rest)
+        plan = job.plan
+        self._last_number = (job.world.rank + 1) * plan.accumulation - 1
+        folder = job.run.attempt_dir(job.attempt)
+        self._trace = folder / f"samples_rank_{job.world.rank:03d}.jsonl"
+        self._consumed: list[list[int]] = []
+
+    def take(self) -> Ready:
+        """Hand out the next micro-batch; the last of a step completes its line."""
+        ready = super().take()
+        batch = ready.batch
         pixels = [zlib.crc32(image.numpy().tobytes()) for image in batch.images]
         rows = zip(batch.sample_ids.tolist(), batch.seeds.tolist(), pixels, strict=True)
-        consumed += [list(row) for row in rows]
-        if number == job.plan.accumulation:  # the engine asks for no more
-            path = job.run.attempt_dir(job.attempt) / f"samples_rank_{job.world.rank:03d}.jsonl"
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "samples": consumed}) + "\n")
-        yield batch
+        self._consumed += [list(row) for row in rows]
+        if ready.number == self._last_number:
+            with self._trace.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": ready.step, "samples": self._consumed}) + "\n")
+            self._consumed = []
+        return ready
 
 
-train.micro_batches = traced_micro_batches
+train.StepInputs = TracedInputs

@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "engine.compile",
     "engine.layer_norm",
     "engine.offload",
+    "engine.overlap_augmentation",
     "engine.threads_per_rank",
     "engine.zero_stage",
     "optim.implementation",

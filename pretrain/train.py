@@ -4,7 +4,7 @@ Read `run_steps` first; everything above it is preparation and everything below 
 the loop. Every function here is called by every rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 
@@ -15,7 +15,7 @@ from pretrain import dist
 from pretrain.accuracy import evaluated, images_due, is_due, keep_by_class, measure
 from pretrain.checkpoint.resume import CheckpointReader
 from pretrain.checkpoint.store import CheckpointStore
-from pretrain.data.batch import BadSample
+from pretrain.data.batch import BadSample, Batch
 from pretrain.engine.engine import Engine
 from pretrain.engine.step_result import StepResult
 from pretrain.finished import export
@@ -37,7 +37,7 @@ from pretrain.plan.take_up import tuned_on
 from pretrain.profile.profiler import Profiler
 from pretrain.recovery import compare_ranks, find_checkpoint, go_back
 from pretrain.saving import Saver, open_store
-from pretrain.step_inputs import micro_batches, rate, training_batches
+from pretrain.step_inputs import StepInputs, rate, training_batches
 from pretrain.stop import StopRequest
 from pretrain.watchdog import Watchdog
 from pretrain.world import node_name
@@ -241,7 +241,7 @@ def run_steps(parts: Parts) -> str | Fault:
     """Train from the steps already done to the end, to a request to stop, or to a fault."""
     job, config, plan = parts.job, parts.job.config, parts.job.plan
     with training_batches(job, parts.steps_done) as batches, parts.profiler as profiler:
-        stream = parts.clock.waiting(batches)
+        inputs = inputs_of(parts, parts.clock.waiting(batches))
         for step in range(parts.steps_done, plan.total_steps):
             bad_before = len(parts.bad_samples)
             done = step + 1
@@ -249,11 +249,10 @@ def run_steps(parts: Parts) -> str | Fault:
             recorded = last or done % config.log.every_steps == 0
             with parts.clock.phase("step"), parts.activations.watched(recorded):
                 lr = rate(job, step)
-                augment, bad = parts.objective.augment, parts.bad_samples
-                made = micro_batches(
-                    job, augment, stream, parts.device, step, bad, parts.recorder, profiler.range
+                made = inputs.of_step(step)
+                result = parts.engine.train_step(
+                    made, lr, sampled=recorded, meanwhile=inputs.prepare
                 )
-                result = parts.engine.train_step(made, lr, sampled=recorded)
             parts.meter.add(result, len(parts.bad_samples) - bad_before)
             parts.steps_done = done
             parts.saver.report(done)
@@ -275,6 +274,20 @@ def run_steps(parts: Parts) -> str | Fault:
                 return "profiled" if reason == profiled else "stopped"
             parts.recorder.progress(done, "training")
     return "done"
+
+
+def inputs_of(parts: Parts, stream: Iterator[Batch]) -> StepInputs:
+    """Make what the steps still to come are given, of the loader's batches."""
+    return StepInputs(
+        parts.job,
+        parts.objective.augment,
+        stream,
+        parts.device,
+        parts.steps_done,
+        parts.bad_samples,
+        parts.recorder,
+        parts.profiler.range,
+    )
 
 
 def record(parts: Parts, done: int, lr: float, result: StepResult) -> Fault | None:

@@ -132,6 +132,9 @@ class EngineConfig(Section):
     """``torch.compile`` each block (stages 1 and 2); needs a compiler and a minute at start."""
     layer_norm: Literal["torch", "apex"] = "torch"
     """Whose LayerNorm: torch's, or NVIDIA apex's FusedLayerNorm."""
+    overlap_augmentation: bool = True
+    """Copy and augment the next micro-batch while the present one is computed: on a GPU in a stream
+    of its own, which holds one more micro-batch in its memory. No bit of training changes."""
     collective_timeout_seconds: PositiveInt = 1800
     """Longest wait for another rank before the run fails."""
     threads_per_rank: PositiveInt | None = None

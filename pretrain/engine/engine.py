@@ -36,6 +36,10 @@ Values = Tensor | tuple[Tensor, ...]
 """One or more tensors whose first axis is the images of a micro-batch."""
 
 
+def _nothing() -> None:
+    """Do nothing meanwhile."""
+
+
 class Engine:
     """Trains a model over all ranks. Every rank constructs it and makes every call, in order.
 
@@ -131,6 +135,7 @@ class Engine:
         lr: float,
         *,
         sampled: bool = False,
+        meanwhile: Callable[[], None] = _nothing,
     ) -> StepResult:
         """Take one optimizer step on the mean loss of the global batch. Every rank.
 
@@ -144,22 +149,29 @@ class Engine:
                 that sum to 1.
             lr: learning rate of this step; a group's own is this times its ``lr_scale``.
             sampled: look closer, at the cost of some reading; no bit of training changes.
+            meanwhile: called once for each micro-batch when its passes were given to the device,
+                which computes them while the caller prepares the next.
 
         Raises:
             EngineError: too few micro-batches or wrong sizes.
         """
         if not sampled:
-            return self._train_step(micro_batches, lr)
+            return self._train_step(micro_batches, lr, meanwhile)
         waits = Waits(self._device)
         self._updates.before()
         with shards.collectives_through(waits.around):
-            result = self._train_step(micro_batches, lr)
+            result = self._train_step(micro_batches, lr, meanwhile)
         # On a GPU, stage 3 gathers and reduces on streams of its own, beside the computation.
         beside = self._device.type == "cuda" and self._zero.zero_optimization_stage() == 3
         seconds = None if beside else waits.seconds
         return replace(result, sample=Sample(self._updates.after(), seconds))
 
-    def _train_step(self, micro_batches: Iterable[tuple[Values, Values]], lr: float) -> StepResult:
+    def _train_step(
+        self,
+        micro_batches: Iterable[tuple[Values, Values]],
+        lr: float,
+        meanwhile: Callable[[], None],
+    ) -> StepResult:
         for group in self._zero.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         scale = None if self._loss_scale is None else self._loss_scale.scale
@@ -180,6 +192,7 @@ class Engine:
                 loss = _spoilt_unless_finite(losses.mean())
             with self._around("backward"):
                 self._zero.backward(loss)
+            meanwhile()
             with self._around("optimizer"):
                 self._zero.step()  # changes weights after the last micro-batch only
             drawn += 1

@@ -206,11 +206,12 @@ def set_loss_scale(zero: Any, scale: float) -> None:
 def skip_on_device(zero: Any) -> None:
     """Have steps that are not finite skipped where they are computed, in ZeRO 1 and 2. Any rank.
 
-    DeepSpeed asks the host: whether a gradient is not finite, whether a group's norm is, whether
-    their sum is, and each answer waits for the device. The norm tells all of it, so the first
-    question is dropped, ours takes the norm's place, and nobody asks about what it returns: torch's
-    fused AdamW is told by its ``found_inf``, with which its kernel changes nothing and takes its
-    step count back. What ZeRO goes on to do with weights that did not change gives the same ones.
+    DeepSpeed waits for the device where it replaces a group's norm that is not finite, where it
+    asks whether the whole norm is, and again for each group that it clips; in modes that we do not
+    use it asks about the gradients too. So ours takes the norm's place, and nobody asks about what
+    it returns: torch's fused AdamW is told by its ``found_inf``, with which its kernel changes
+    nothing and takes its step count back. What ZeRO goes on to do with weights that did not change
+    gives the same ones.
 
     Args:
         zero: the DeepSpeed engine, without offload, its optimizer torch's fused AdamW.

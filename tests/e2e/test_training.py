@@ -116,7 +116,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def test_a_killed_run_resumes_to_the_bit(config, tmp_path):
     between = "log.every_steps=3"  # checkpoints fall in mid-interval
-    train(config, "name=twin", between)
+    train(config, "name=twin", between, "engine.overlap_augmentation=false")
     twin = tmp_path / "runs" / "twin"
     lines = (twin / "metrics.jsonl").read_text().splitlines()
     recorded = {name for line in lines for name in json.loads(line) if "/" in name}
