@@ -7,7 +7,8 @@ around the same network of ours, of timm, of torchvision and of transformers, wh
 installed, a step in plain torch (autocast, clip_grad_norm_, fused AdamW) on the same augmented
 images. The subjects of a cell live side by side and take turns, and ratios are between turns of the
 same round. Without options it measures Swin-L, B, S and T at 224 and 384 pixels where there is a
-GPU, for as long as --minutes allows; elsewhere a small network in a few minutes.
+GPU, Swin-L at 224 compiled too, for as long as --minutes allows; elsewhere a small network in a few
+minutes.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from typing import get_args
 import torch
 from measurements import where
 from step_matrix import LIBRARIES, MODELS, OUR_PATHS, Cell, cells, subjects
-from step_table import different_facts, goals, table
-from step_turns import WARM_UP_STEPS, Measured, Worker, take_turns
+from step_table import goals, remarks, table
+from step_turns import WARM_UP_STEPS, Measured, Turns
 
 from pretrain.errors import ConfigError, run_command
 from pretrain.models.cost import count_forward_macs, count_parameters
@@ -41,8 +42,8 @@ NOTES = """\
 - FLOP are those of forward and backward products by our count of the network, for all; nothing
   that is computed again counts. "A product" is one of large square matrices in the same precision,
   measured in the same round. Peaks are the makers', see pretrain/plan/devices.py.
-- Who waits keeps its weights and optimizer on the device: where memory is short, give fewer
-  --libraries at once.
+- Who waits keeps its weights and optimizer on the device; --apart gives each turn a fresh process
+  and the whole device.
 - Peak GiB is what torch allocated on a GPU, else the growth of the process's resident set."""
 
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--classes", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="that count in each turn")
+    parser.add_argument("--apart", action="store_true", help="every turn in a fresh process")
     parser.add_argument("--minutes", type=float, default=20.0, help="begin no cell after them")
     parser.add_argument("--limit-seconds", type=float, default=600.0, help="for any answer")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
@@ -83,7 +85,7 @@ def complete(given: argparse.Namespace) -> None:
     given.sizes = given.sizes or ([224, 384] if gpu else [128])
     given.micro_batches = given.micro_batches or (None if gpu else [8])
     given.precisions = given.precisions or (["bf16"] if gpu else ["bf16", "fp32"])
-    given.modes = given.modes or (["eager", "compiled"] if gpu else ["eager"])
+    given.modes = given.modes or (None if gpu else ["eager"])
     given.classes = given.classes or (21841 if gpu else 1000)
     given.steps = given.steps or (8 if gpu else 2)
     for size in given.sizes:
@@ -111,24 +113,21 @@ def measure(given: argparse.Namespace) -> dict[Cell, Measured | None]:
     )
     for cell in everything:
         cell.config()  # refused before anything is started
+    turns = Turns(
+        device=given.device,
+        rounds=given.rounds,
+        steps=given.steps,
+        apart=given.apart,
+        limit_seconds=given.limit_seconds,
+        tell=lambda line: print(f"  {line}", file=sys.stderr),
+    )
     found: dict[Cell, Measured | None] = dict.fromkeys(everything)
     for cell in everything:
         if time.monotonic() - began > 60 * given.minutes:
             break
         print(cell.title, file=sys.stderr)
-        multiplying = {"product": cell.precision, "device": given.device}
-        with Worker(multiplying, given.limit_seconds) as product:
-            product.answer()
-            found[cell] = take_turns(
-                cell,
-                subjects(given.libraries, given.modes, given.attention),
-                product,
-                device=given.device,
-                rounds=given.rounds,
-                steps=given.steps,
-                limit_seconds=given.limit_seconds,
-                tell=lambda line: print(f"  {line}", file=sys.stderr),
-            )
+        modes = given.modes or (["eager", "compiled"] if cell.is_of_goals else ["eager"])
+        found[cell] = turns.take(cell, subjects(given.libraries, modes, given.attention))
     return found
 
 
@@ -162,7 +161,7 @@ def report(
             f"{facts['parameters']:,} parameters, {facts['forward_macs'] / 1e9:.2f} GMAC of an "
             "image's forward pass; so has every network below, unless a line here says otherwise."
         )
-        yield from different_facts(measured.rows, facts)
+        yield from remarks(measured.rows, facts)
         product = sum(measured.product_flop_per_second) / len(measured.product_flop_per_second)
         yield f"A product reaches {product / 1e12:.3g} TFLOP/s.\n"
         yield from table(cell, measured, device_name)

@@ -80,6 +80,12 @@ class Cell:
         return load_run("swin_l_22k", [*own, *MODELS[self.model], *overrides])
 
     @property
+    def is_of_goals(self) -> bool:
+        """Whether the goals are about it; for any micro-batch."""
+        numbers = (self.image_size, self.num_classes, self.precision, self.recompute)
+        return self.model == "swin_l" and numbers == (224, 21841, "bf16", "none")
+
+    @property
     def shape(self) -> Shape:
         """The network's."""
         return shape_of(self.config().model)

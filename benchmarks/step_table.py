@@ -87,8 +87,8 @@ def host_seconds(turn: Mapping[str, Any]) -> float:
     return turn["wall_seconds"] - sum(turn["part_seconds"].values())
 
 
-def different_facts(rows: Mapping[Subject, Row], reference: Mapping[str, int]) -> Iterator[str]:
-    """Say whose network is not the one that ours is.
+def remarks(rows: Mapping[Subject, Row], reference: Mapping[str, int]) -> Iterator[str]:
+    """Say whose network is not the one that ours is, and what else workers said.
 
     Args:
         rows: of a cell.
@@ -99,6 +99,7 @@ def different_facts(rows: Mapping[Subject, Row], reference: Mapping[str, int]) -
             if abs(value / reference[fact] - 1) > FACTS_TOLERANCE_FRACTION:
                 name = fact.replace("_", " ")
                 yield f"{subject.label}: {value:,} {name}, ours has {reference[fact]:,}."
+        yield from (f"{subject.label}: {remark}." for remark in row.remarks)
 
 
 def goals(found: Mapping[Cell, Measured], device_name: str | None) -> Iterator[str]:
@@ -112,7 +113,7 @@ def goals(found: Mapping[Cell, Measured], device_name: str | None) -> Iterator[s
     yield ""
     yield "| goal | measured |"
     yield "|---|---|"
-    measured = next((found[cell] for cell in found if _is_of_goals(cell)), None)
+    measured = next((found[cell] for cell in found if cell.is_of_goals), None)
     for goal, value in (
         (f"{EAGER_GOAL:g} times timm's images/s under eager autocast", _against(False)),
         (f"{COMPILED_GOAL:g} times timm's images/s under torch.compile", _against(True)),
@@ -120,13 +121,6 @@ def goals(found: Mapping[Cell, Measured], device_name: str | None) -> Iterator[s
         yield f"| {goal} | {_of_goal(measured, device_name, value)} |"
     goal = f"{UTILISATION_GOAL:.0%} of the dense bf16 peak"
     yield f"| {goal} | {_of_goal(measured, device_name, _utilisation(found, device_name))} |"
-
-
-def _is_of_goals(cell: Cell) -> bool:
-    return cell.model == "swin_l" and (
-        (cell.image_size, cell.num_classes, cell.precision, cell.recompute)
-        == (224, 21841, "bf16", "none")
-    )
 
 
 def _against(compiled: bool) -> Callable[[Row, Measured], str]:

@@ -28,6 +28,7 @@ from pretrain.models.cost import count_forward_macs, count_parameters
 from pretrain.models.variants import IMAGE_CHANNELS
 from pretrain.objective import engine_of, objective_of
 from pretrain.plan.memory import GIB
+from pretrain.tune.measure import kind_of
 from pretrain.world import World
 
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
@@ -170,10 +171,11 @@ def batches(
     side, count = cell.image_size, cell.micro_batch
     images = torch.randint(
         256, (count, side, side, IMAGE_CHANNELS), dtype=torch.uint8, generator=source
-    ).permute(0, 3, 1, 2)
+    )
     labels = torch.randint(cell.num_classes, (count,), generator=source)
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
+    images = images.permute(0, 3, 1, 2)
     taken: dict[str, int] = defaultdict(int)
 
     def next_batch() -> tuple[Tensor, Tensor]:
@@ -198,7 +200,7 @@ def batches(
 
 def our_step(
     cell: Cell, subject: Subject, device: torch.device, clock: PartClock
-) -> tuple[Callable[[], Tensor], dict[str, int]]:
+) -> tuple[Callable[[], Tensor], dict[str, int], list[str]]:
     """Return a step of our engine, built as `pretrain.train` does."""
     compiled = f"engine.compile={str(subject.compiled).lower()}"
     config = cell.config([*OUR_PATHS[subject.path], compiled])
@@ -221,12 +223,12 @@ def our_step(
         made = (next_batch() for _ in range(1))
         return engine.train_step(made, LEARNING_RATE).loss_sum
 
-    return step, reference(cell)
+    return step, reference(cell), []
 
 
 def their_step(
     cell: Cell, subject: Subject, device: torch.device, clock: PartClock
-) -> tuple[Callable[[], Tensor], dict[str, int]]:
+) -> tuple[Callable[[], Tensor], dict[str, int], list[str]]:
     """Return a plain step of a network of the same shape.
 
     Raises:
@@ -253,7 +255,7 @@ def their_step(
         next_batch=batches(config, cell, device, clock),
         around=clock.around,
     )
-    return step, facts
+    return step, facts, []
 
 
 def reference(cell: Cell) -> dict[str, int]:
@@ -262,26 +264,22 @@ def reference(cell: Cell) -> dict[str, int]:
     return {"parameters": count_parameters(shape), "forward_macs": count_forward_macs(shape)}
 
 
-def make(given: dict[str, Any], device: torch.device) -> tuple[Stepping | Multiplying, dict]:
+def make(
+    given: dict[str, Any], device: torch.device
+) -> tuple[Stepping | Multiplying, dict[str, int], list[str]]:
     """Return what takes turns, and what is said of it.
 
     Raises:
         NotMeasurableError: it cannot take part.
     """
     if "product" in given:
-        return Multiplying(given["product"], device), {}
+        return Multiplying(given["product"], device), {}, []
     cell, subject = Cell(**given["cell"]), Subject(**given["subject"])
     torch.manual_seed(0)
     before, clock = rss_bytes(), PartClock(device)
     build_step = our_step if subject.library == "engine" else their_step
-    step, facts = build_step(cell, subject, device, clock)
-    return Stepping(step, clock, device, before), facts
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the host, has no more memory."""
-    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+    step, facts, remarks = build_step(cell, subject, device, clock)
+    return Stepping(step, clock, device, before), facts, remarks
 
 
 def serve(given: dict[str, Any], answers: Any) -> int:
@@ -290,14 +288,14 @@ def serve(given: dict[str, Any], answers: Any) -> int:
     if device.type == "cpu":
         torch.set_num_threads(1)  # others' work then holds up no thread that waits for another
     try:
-        subject, facts = make(given, device)
-        print(json.dumps(facts), file=answers, flush=True)
+        subject, facts, remarks = make(given, device)
+        print(json.dumps({"facts": facts, "remarks": remarks}), file=answers, flush=True)
         for line in sys.stdin:
             print(json.dumps(subject.turn(**json.loads(line))), file=answers, flush=True)
     except NotMeasurableError as error:
         print(json.dumps({"end": str(error)}), file=answers, flush=True)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if kind_of(error) != "memory":
             raise
         print(json.dumps({"end": f"out of memory{_at_most(device)}"}), file=answers, flush=True)
     dist.shutdown()

@@ -4,16 +4,13 @@ import io
 import json
 import sys
 from argparse import Namespace
-from pathlib import Path
+from functools import partial
 
 import pytest
-import torch
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-
 import step
+import step_turns
 import step_worker
+import torch
 from plain_training import CLIP_GRAD_NORM, fused_adamw, plain_step
 from step_matrix import Cell, Subject, cells, subjects
 from step_models import (
@@ -24,8 +21,9 @@ from step_models import (
     torchvision_network,
     transformers_network,
 )
-from step_table import baseline, different_facts, goals, host_seconds, ratios, table
+from step_table import baseline, goals, host_seconds, ratios, remarks, table
 from step_turns import Measured, Row
+from torch import nn
 
 from pretrain.errors import ConfigError
 from pretrain.models.build import build
@@ -115,9 +113,10 @@ def test_goals_take_the_fastest_of_ours_and_stay_open_where_nothing_was_measured
 def test_a_network_that_is_not_ours_is_told_of():
     reference = {"parameters": 1000, "forward_macs": 10**6}
     same = Row(facts={"parameters": 1000, "forward_macs": 10**6 + 1})
-    other = Row(facts={"parameters": 1002, "forward_macs": 10**6})
-    assert list(different_facts({TIMM: same, PLAIN: other}, reference)) == [
-        f"{PLAIN.label}: 1,002 parameters, ours has 1,000."
+    other = Row(facts={"parameters": 1002, "forward_macs": 10**6}, remarks=["it fell back"])
+    assert list(remarks({TIMM: same, PLAIN: other}, reference)) == [
+        f"{PLAIN.label}: 1,002 parameters, ours has 1,000.",
+        f"{PLAIN.label}: it fell back.",
     ]
 
 
@@ -144,6 +143,67 @@ def test_parts_add_up_and_the_loss_is_the_forward_passs(monkeypatch):
     turn = {"wall_seconds": 10.0, "part_seconds": {"forward": 4.0, "optimizer": 5.0}}
     assert host_seconds(turn) == pytest.approx(1.0)
     assert ratios(row(1.0), row(3.0)) == [3.0]
+
+
+class ScriptedWorker:
+    """Answers without a process: timm never does, plain torch has no memory in its second turn."""
+
+    def __init__(self, told, given, limit_seconds):
+        self.told = told
+        self.name = given["subject"]["library"] if "subject" in given else "product"
+        self.turns = 0
+        told.append(f"{self.name} starts")
+
+    def answer(self):
+        if self.name == "timm":
+            raise step_turns.WorkerError("no answer in 5 s")
+        return {"facts": {"parameters": 7}, "remarks": []}
+
+    def turn(self, warm_up, steps):
+        self.told.append(f"{self.name} {warm_up} {steps}")
+        self.turns += 1
+        if self.name == "plain" and self.turns == 2:
+            return {"end": "out of memory"}
+        return {"flop_per_second": 1.0, "wall_seconds": 2.0}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.told.append(f"{self.name} ends")
+
+
+def take(monkeypatch, *, apart):
+    told = []
+    monkeypatch.setattr(step_turns, "Worker", partial(ScriptedWorker, told))
+    turns = step_turns.Turns("cpu", 2, 3, apart, 5.0, lambda line: None)
+    return turns.take(TINY, [ENGINE, TIMM, PLAIN]), told
+
+
+def test_turns_rotate_and_who_ended_takes_no_more(monkeypatch):
+    measured, told = take(monkeypatch, apart=False)
+    assert told == [
+        "product starts", "engine starts", "timm starts", "plain starts",
+        "engine 3 0", "plain 3 0",
+        "product 1 3", "engine 1 3", "plain 1 3",
+        "product 1 3", "engine 1 3",
+        "plain ends", "timm ends", "engine ends", "product ends",
+    ]  # fmt: skip
+    engine, timm, plain = measured.rows.values()
+    assert (len(engine.turns), engine.end, engine.facts) == (2, None, {"parameters": 7})
+    assert (timm.end, timm.failed) == ("no answer in 5 s", True)
+    assert (plain.end, plain.failed) == ("out of memory", False)
+    assert measured.product_flop_per_second == [1.0, 1.0]
+
+
+def test_apart_one_process_lives_at_a_time_and_warms_up_each_time(monkeypatch):
+    measured, told = take(monkeypatch, apart=True)
+    turn = "{0} starts|{0} 3 3|{0} ends"
+    first, second = ("product", "engine"), ("product", "plain", "engine")
+    expected = [turn.format(name).split("|") for name in (*first, "timm", "plain", *second)]
+    expected[2].remove("timm 3 3")
+    assert told == [line for turn in expected for line in turn]
+    assert len(measured.rows[PLAIN].turns) == 2
 
 
 @pytest.mark.parametrize(
