@@ -37,7 +37,9 @@ NOTES = """\
 - Milliseconds are medians; the loss counts to the forward pass, clipping to the optimizer. On a GPU
   parts are timed by events in its queue; host is what is left of the wall time beside them, and
   "issued in" how long the host takes to queue a step. Elsewhere all is on the host's clock.
-- Every subject sees the same augmented images, which augmentation makes of noise in each step.
+- Every subject sees the same augmented images, which our augmentation makes of noise in each step;
+  the others' when they need them, ours ahead: on a GPU on a stream of its own, which is no part and
+  slows the others instead (`engine.overlap_augmentation`).
 - Our network is compiled block by block, the others' whole.
 - FLOP are those of forward and backward products by our count of the network, for all; nothing
   that is computed again counts. "A product" is one of large square matrices in the same precision,

@@ -8,9 +8,10 @@ import os
 import resource
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,13 +22,15 @@ from step_turns import PARTS
 from torch import Tensor, nn
 
 from pretrain import dist
-from pretrain.augment.build import augment_of
+from pretrain.augment.pipeline import Augment
 from pretrain.config.schema import RunConfig
+from pretrain.data.batch import Batch
 from pretrain.models.build import build, compile_blocks
 from pretrain.models.cost import count_forward_macs, count_parameters
 from pretrain.models.variants import IMAGE_CHANNELS
 from pretrain.objective import engine_of, objective_of
 from pretrain.plan.memory import GIB
+from pretrain.step_inputs import StepInputs
 from pretrain.tune.measure import kind_of
 from pretrain.world import World
 
@@ -113,13 +116,13 @@ class Stepping:
         parts = self._clock.take()
         if gpu:
             torch.cuda.empty_cache()  # the others' turn
-        count = max(steps, 1)
+        counted = max(steps, 1)
         return {
-            "wall_seconds": wall / count,
-            "cpu_seconds": cpu / count,
-            "issue_seconds": issue_seconds / count,
+            "wall_seconds": wall / counted,
+            "cpu_seconds": cpu / counted,
+            "issue_seconds": issue_seconds / counted,
             "peak_gib": peak / GIB,
-            "part_seconds": {part: seconds / count for part, seconds in parts.items()},
+            "part_seconds": {part: seconds / counted for part, seconds in parts.items()},
         }
 
 
@@ -158,56 +161,35 @@ def rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def batches(
-    config: RunConfig, cell: Cell, device: torch.device, clock: PartClock
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Return what gives augmented noise; the same sequence to every subject of a cell.
+def noise(cell: Cell, device: torch.device) -> Iterator[Batch]:
+    """Yield batches as the loader gives them, the same to every subject of a cell.
 
-    The images go to the device for each step, as the loader gives them: uint8, channels last, in
-    page-locked memory.
+    Always the same images, in page-locked memory for a GPU, with new seeds.
     """
-    augment = augment_of(config)
     source = torch.Generator().manual_seed(0)
-    side, count = cell.image_size, cell.micro_batch
+    side, size = cell.image_size, cell.micro_batch
     images = torch.randint(
-        256, (count, side, side, IMAGE_CHANNELS), dtype=torch.uint8, generator=source
+        256, (size, side, side, IMAGE_CHANNELS), dtype=torch.uint8, generator=source
     )
-    labels = torch.randint(cell.num_classes, (count,), generator=source)
+    labels = torch.randint(cell.num_classes, (size,), generator=source)
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
-    images = images.permute(0, 3, 1, 2)
-    taken: dict[str, int] = defaultdict(int)
-
-    def next_batch() -> tuple[Tensor, Tensor]:
-        step = taken["batches"]
-        taken["batches"] += 1
-        seeds = torch.randint(2**62, (count,), generator=source)
-        with clock.around("augment"):
-            made = augment(
-                images.to(device, non_blocking=True),
-                labels.to(device, non_blocking=True),
-                seeds,
-                step=step,
-                first_group=0,
-            )
-        first, second = made
-        assert isinstance(first, Tensor)
-        assert isinstance(second, Tensor)
-        return first, second
-
-    return next_batch
+    ids, valid = torch.arange(size), torch.ones(size, dtype=torch.bool)
+    while True:
+        seeds = torch.randint(2**62, (size,), generator=source)
+        yield Batch(images.permute(0, 3, 1, 2), labels, ids, seeds, valid, ())
 
 
 def our_step(
     cell: Cell, subject: Subject, device: torch.device, clock: PartClock
 ) -> tuple[Callable[[], Tensor], dict[str, int], list[str]]:
-    """Return a step of our engine, built as `pretrain.train` does."""
+    """Return a step of our engine, built and given its inputs as `pretrain.train` does."""
     compiled = f"engine.compile={str(subject.compiled).lower()}"
     config = cell.config([*OUR_PATHS[subject.path], compiled])
+    dist.initialize(World(), device, timeout_seconds=600)
     objective = objective_of(config)
     if config.engine.compile:
         compile_blocks(objective.model)
-    dist.initialize(World(), device, timeout_seconds=600)
     engine = engine_of(
         objective,
         config,
@@ -217,13 +199,40 @@ def our_step(
         world=World(),
         around=clock.around,
     )
-    next_batch = batches(config, cell, device, clock)
+    plan = SimpleNamespace(accumulation=1, micro_batch=cell.micro_batch, total_steps=sys.maxsize)
+    job: Any = SimpleNamespace(config=config, plan=plan, world=World())
+    recorder: Any = None  # draws nothing after the first step
+    inputs = StepInputs(
+        job, objective.augment, noise(cell, device), device, 1, [], recorder, clock.around
+    )
+    steps = count(1)
 
     def step() -> Tensor:
-        made = (next_batch() for _ in range(1))
-        return engine.train_step(made, LEARNING_RATE).loss_sum
+        made = inputs.of_step(next(steps))
+        return engine.train_step(made, LEARNING_RATE, meanwhile=inputs.prepare).loss_sum
 
     return step, reference(cell), []
+
+
+def augmented(
+    config: RunConfig, cell: Cell, device: torch.device, clock: PartClock
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Return what gives the images and targets that ours is given, made when asked for."""
+    augment = Augment(config.augment, num_classes=cell.num_classes, seed=config.seed)
+    stream, steps = noise(cell, device), count(1)
+
+    def next_batch() -> tuple[Tensor, Tensor]:
+        batch = next(stream)
+        with clock.around("augment"):
+            return augment(
+                batch.images.to(device, non_blocking=True),
+                batch.labels.to(device, non_blocking=True),
+                batch.seeds,
+                step=next(steps),
+                first_group=0,
+            )
+
+    return next_batch
 
 
 def their_step(
@@ -252,7 +261,7 @@ def their_step(
         fused_adamw(network),
         precision=cell.precision,
         device=device,
-        next_batch=batches(config, cell, device, clock),
+        next_batch=augmented(config, cell, device, clock),
         around=clock.around,
     )
     return step, facts, []
