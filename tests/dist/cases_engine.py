@@ -145,7 +145,7 @@ def lazily(world: World) -> list[str]:
         events.append("beyond")
 
     stop = engine._zero.register_forward_pre_hook(lambda *_: events.append("forward"))
-    engine.train_step(drawn(), lr=LR)
+    engine.train_step(drawn(), lr=LR, meanwhile=lambda: events.append("meanwhile"))
     stop.remove()
     engine.close()
     return events

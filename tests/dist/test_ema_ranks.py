@@ -20,6 +20,11 @@ def test_the_average_is_a_plain_loops_to_the_bit(ranks, stage):
     assert found["skipped"] == [False, False, True, False, False, False, False]
 
 
+def test_skipping_on_the_device_is_to_the_bit_what_the_host_decides(ranks):
+    """On two ranks, whose sums have one order."""
+    assert ranks["suite"]["skipping"] == ranks["other"]["skipping"] == [True] * 4
+
+
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
 def test_layerwise_rates_and_average_equal_plain_torch(ranks, stage):
     found = ranks["suite"][stage]

@@ -1,6 +1,7 @@
 """What steps are given, one micro-batch ahead or not: order, seeds, bad samples, errors, ends."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pretrain.config.schema import AugmentConfig
 from pretrain.data.batch import BadSample, Batch
 from pretrain.errors import DataError
+from pretrain.metrics.clock import Clock
 from pretrain.step_inputs import StepInputs
 from pretrain.world import World
 
@@ -44,7 +46,7 @@ def augment(images: Any, labels: Any, seeds: Any, *, step: int, first_group: int
     return torch.tensor([[step, first_group]], device=images.device), labels
 
 
-def inputs_of(loader: Loader, bad: list[BadSample], *, ahead: bool) -> StepInputs:
+def inputs_of(loader: Iterator[Batch], bad: list[BadSample], *, ahead: bool) -> StepInputs:
     config = SimpleNamespace(
         seed=7,
         augment=AugmentConfig(mix_group=2),
@@ -109,6 +111,62 @@ def test_what_is_wrong_ahead_ends_the_step_that_needs_it(ahead):
     assert len(taken(inputs, FIRST_STEP)) == ACCUMULATION
     with pytest.raises(DataError, match="too many bad samples"):
         taken(inputs, FIRST_STEP + 1)
+
+
+def test_waiting_for_what_is_ahead_counts_as_waiting_for_data():
+    """A batch takes 3 seconds to come and 5 to be trained on."""
+    now = 0.0
+    loader = Loader()
+
+    def slow() -> Iterator[Batch]:
+        nonlocal now
+        for batch in loader:
+            now += 3.0
+            yield batch
+
+    forecast: Any = SimpleNamespace(add_step=lambda seconds: None)
+    clock = Clock(global_batch=1, forecast=forecast, now=lambda: now)
+    inputs = inputs_of(clock.waiting(slow()), [], ahead=True)
+    for step in range(FIRST_STEP, STEPS):
+        with clock.phase("step"):
+            for _ in inputs.of_step(step):
+                now += 5.0
+                inputs.prepare()
+    values = clock.read()
+    assert values["perf/data_wait_seconds"] == 3.0 * BATCHES
+    assert values["perf/compute_seconds"] == 5.0 * BATCHES
+
+
+def test_streams_are_told_of_each_other(monkeypatch):
+    """Without a GPU: who waits for whom, and whose memory must outlive which stream."""
+    told = []
+    loader = Loader()
+    inputs = inputs_of(loader, [], ahead=True)
+    main = SimpleNamespace(wait_stream=lambda stream: told.append(f"wait for {stream}"))
+
+    class Made(SimpleNamespace):
+        def record_stream(self, stream: object) -> None:
+            told.append(f"keep {self.name}" if stream is main else "wrong stream")
+
+    @contextmanager
+    def on(stream: object) -> Iterator[None]:
+        told.append(f"into {stream}")
+        yield
+        told.append(f"out of {stream}")
+
+    def masked(*_: object, **__: object) -> Any:
+        told.append("make")
+        return (Made(name="images"), Made(name="hidden")), Made(name="targets")
+
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(inputs, "_beside", "the other")
+    monkeypatch.setattr(inputs, "_augment", masked)
+    inputs.prepare()
+    assert told == ["into the other", "make", "out of the other"]
+    inputs.take()
+    kept = ["keep images", "keep hidden", "keep targets"]
+    assert told[3:] == ["wait for the other", *kept]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
