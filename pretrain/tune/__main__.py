@@ -116,7 +116,13 @@ def _conclude(subject: Subject, trials: Trials, best: Row | None) -> int:
     result = result_of(subject, best, own)
     write_tuned(subject.path, result)
     before = result.images_per_second_before
-    gain = f", {result.images_per_second / before:.2f} times the config's own" if before else ""
+    gain = ", as the config has it"
+    if best is not own:
+        gain = (
+            f", {best.rate / before:.2f} times the config's own"
+            if before
+            else "; the config's own does not work here"
+        )
     print(
         f"taken: {' '.join(best.candidate.overrides)}\n"
         f"{result.images_per_second:,.1f} images/s of one rank alone{gain}\n"

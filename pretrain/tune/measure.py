@@ -67,8 +67,14 @@ def describe(device: torch.device, ranks_per_node: int) -> dict[str, Any]:
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return {"name": torch.cuda.get_device_name(device), "memory_bytes": free_bytes}
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"name": cpu_name(), "memory_bytes": pages // ranks_per_node}
+    return {"name": cpu_name(), "memory_bytes": _available_bytes() // ranks_per_node}
+
+
+def _available_bytes() -> int:
+    """What the kernel would give to a new process, the page cache included."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(kib) * 1024
 
 
 def measure(order: Order, config: RunConfig, report: Callable[..., None]) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+"""What the measuring process says of its device."""
+
+from pathlib import Path
+
+import torch
+
+from pretrain.plan.resources import device_name_here
+from pretrain.tune.measure import describe
+
+
+def test_a_cpu_has_a_name_and_its_ranks_share_the_memory():
+    alone, shared = (describe(torch.device("cpu"), ranks) for ranks in (1, 4))
+    assert alone["name"] == shared["name"] == device_name_here("cpu")
+    first = Path("/proc/meminfo").read_text().splitlines()[0]
+    assert first.startswith("MemTotal:")
+    assert 0 < shared["memory_bytes"] < alone["memory_bytes"] <= int(first.split()[1]) * 1024
+
+
+def test_gpus_are_named_by_their_driver(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("pretrain.plan.resources._NVIDIA_DEVICES", tmp_path)
+    assert device_name_here("cuda") is None
+    for number in range(2):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+        told = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 18\nGPU UUID: \t GPU-1\n"
+        (tmp_path / f"0000:0{number}:00.0" / "information").write_text(told)
+    assert device_name_here("cuda") == "NVIDIA H100 80GB HBM3"
+    (tmp_path / "0000:01:00.0" / "information").write_text("Model: Tesla T4\n")
+    assert device_name_here("cuda") is None
