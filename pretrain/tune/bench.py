@@ -57,13 +57,13 @@ class Bench:
         if isinstance(config, Failure):
             return config
         subject = self._subject
+        images = candidate.micro_batch * accumulation_of(subject, candidate)
         order = Order(
             device=subject.kind,
             ranks_per_node=subject.ranks_per_node,
             parent=os.getpid(),
             config=str(self._path),
-            overrides=tuple(candidate.overrides),
-            accumulation=accumulation_of(subject, candidate),
+            overrides=(*candidate.overrides, f"batch.global_size={images}"),
             measured_seconds=self._measured_seconds,
             time=time.time(),
         )

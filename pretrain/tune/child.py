@@ -36,8 +36,7 @@ class Order:
         ranks_per_node: that will share the cores and, on a CPU, the memory.
         parent: process that waits for it, with which it ends.
         config: resolved config, a file; None only describes the device.
-        overrides: what the candidate changes in it.
-        accumulation: micro-batches of a step.
+        overrides: what changes in it: what the candidate says, and a global batch for one rank.
         measured_seconds: for how long steps are timed, about; longer where steps are.
         time: when it was given, unix seconds.
     """
@@ -47,7 +46,6 @@ class Order:
     parent: int
     config: str | None = None
     overrides: tuple[str, ...] = ()
-    accumulation: int = 1
     measured_seconds: float = 0.0
     time: float = 0.0
 

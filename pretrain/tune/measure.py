@@ -4,12 +4,14 @@
 output: what it is doing, and at last what it found or why it could not.
 """
 
+import itertools
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TextIO
@@ -17,19 +19,22 @@ from typing import Any, TextIO
 import torch
 
 from pretrain import dist
-from pretrain.config.load import read_run
+from pretrain.config.load import read_run, vary
 from pretrain.config.schema import RunConfig
+from pretrain.data.batch import Batch
 from pretrain.data.children import serve
-from pretrain.engine.engine import Engine, Values
+from pretrain.engine.engine import Engine
 from pretrain.engine.step_result import StepResult
 from pretrain.errors import EngineError, PretrainError
-from pretrain.job import share_of_cores
+from pretrain.job import Job, share_of_cores
 from pretrain.metrics.meter import peak_memory_gib
 from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, engine_of, objective_of
+from pretrain.plan.derive import make_plan
 from pretrain.plan.memory import GIB
-from pretrain.plan.resources import cpu_name
-from pretrain.preview.compose import first_group
+from pretrain.plan.resources import Resources, cpu_name
+from pretrain.run_directory import RunDirectory
+from pretrain.step_inputs import StepInputs
 from pretrain.tune.child import OUT_OF_MEMORY, Order
 from pretrain.tune.trials import Kind
 from pretrain.world import World
@@ -39,6 +44,8 @@ WARM_UP_STEPS = 2
 STRETCHES = 7
 """Steps are timed in so many, and the device is waited for after each."""
 LR = 1e-5
+MANY_IMAGES = 2**40
+"""So that no time suffices for all steps."""
 
 
 def main(arguments: list[str]) -> int:
@@ -86,27 +93,26 @@ def measure(order: Order, config: RunConfig, report: Callable[..., None]) -> dic
     Raises:
         EngineError: the loss is not finite.
     """
-    device = torch.device(order.device)
-    world = World()
+    job = _job(order, config)
+    device = torch.device(job.device)
     cores = len(os.sched_getaffinity(0))
     shared = World(local_size=order.ranks_per_node)
     torch.set_num_threads(config.engine.threads_per_rank or share_of_cores(cores, shared, {}))
-    dist.initialize(world, device, config.engine.collective_timeout_seconds)
+    dist.initialize(job.world, device, config.engine.collective_timeout_seconds)
     torch.manual_seed(config.seed)
     objective = objective_of(config)
     if config.engine.compile:
         compile_blocks(objective.model)
-    micro_batch = config.batch.micro_size_max
     engine = engine_of(
         objective,
         config,
-        micro_batch=micro_batch,
-        accumulation=order.accumulation,
+        micro_batch=job.plan.micro_batch,
+        accumulation=job.plan.accumulation,
         device=device,
-        world=world,
+        world=job.world,
     )
     report(doing="first step")
-    step = _stepper(engine, objective, config, order.accumulation, device)
+    step = _stepper(engine, objective, job)
     loss = float(step().loss_sum)
     started = time.time() - order.time
     if not math.isfinite(loss):
@@ -118,46 +124,49 @@ def measure(order: Order, config: RunConfig, report: Callable[..., None]) -> dic
     each = [_seconds(step, together) / together for _ in range(STRETCHES)]
     lower, middle, upper = quantiles(each, n=4, method="inclusive")
     return {
-        "images_per_second": micro_batch * order.accumulation / median(each),
+        "images_per_second": job.plan.global_batch / median(each),
         "spread_fraction": (upper - lower) / 2 / middle,
         "start_seconds": started,
         **_memory(device),
     }
 
 
-def _stepper(
-    engine: Engine,
-    objective: Objective,
-    config: RunConfig,
-    accumulation: int,
-    device: torch.device,
-) -> Callable[[], StepResult]:
-    """Return a step of training.
+def _job(order: Order, config: RunConfig) -> Job:
+    """A rank alone, whose global batch is its own. It has no data, and no directory of its own."""
+    alone = vary(config, [f"data.expected_train_samples={MANY_IMAGES}"], "config")
+    plan = make_plan(alone, None, Resources(order.device, 1, 1), free_disk_bytes=0)
+    nothing: Any = None
+    return Job(RunDirectory(Path.cwd()), config, plan, manifest=nothing, world=World(), attempt=1)
 
-    Each takes the same raw noise on the device, augmented anew from fresh seeds.
-    """
-    size, side = config.batch.micro_size_max, config.model.image_size
-    raw = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8).to(device)
-    images = raw.permute(0, 3, 1, 2)  # in memory as the loader's
-    labels = torch.randint(0, config.model.num_classes, (size,)).to(device)
-    steps_done = 0
 
-    def micro_batches() -> Iterator[tuple[Values, Values]]:
-        for number in range(accumulation):
-            yield objective.augment(
-                images,
-                labels,
-                torch.randint(0, 2**62, (size,)),
-                step=steps_done,
-                first_group=first_group(config.augment, number, size),
-            )
+def _stepper(engine: Engine, objective: Objective, job: Job) -> Callable[[], StepResult]:
+    """Return a step of training, its inputs made as a run makes them."""
+    device = torch.device(job.device)
+    noise = _noise(job, pinned=device.type == "cuda")
+    nobody: Any = None  # is told: a picture is drawn of step 0 only
+    steps = itertools.count(1)
+    inputs = StepInputs(job, objective.augment, noise, device, 1, [], nobody)
 
     def step() -> StepResult:
-        nonlocal steps_done
-        steps_done += 1
-        return engine.train_step(micro_batches(), LR)
+        return engine.train_step(inputs.of_step(next(steps)), LR, meanwhile=inputs.prepare)
 
     return step
+
+
+def _noise(job: Job, *, pinned: bool) -> Iterator[Batch]:
+    """Yield batches as the loader's: the same noise again and again, under fresh seeds."""
+    count, model = job.plan.micro_batch, job.config.model
+    shape = (count, model.image_size, model.image_size, 3)
+    batch = Batch(
+        images=torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2),
+        labels=torch.randint(0, model.num_classes, (count,)),
+        sample_ids=torch.arange(count),
+        seeds=torch.zeros(count, dtype=torch.int64),
+        valid=torch.ones(count, dtype=torch.bool),
+        bad=(),
+    ).copied(pinned=pinned)
+    while True:
+        yield replace(batch, seeds=torch.randint(0, 2**62, (count,)))
 
 
 def _seconds(step: Callable[[], object], steps: int) -> float:
