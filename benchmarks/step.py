@@ -79,10 +79,12 @@ def complete(given: argparse.Namespace) -> None:
     """Fill in what suits the device, and refuse what does not.
 
     Raises:
-        ConfigError: a number that cannot be, or fp16 without a GPU.
+        ConfigError: a number that cannot be, no such device, or fp16 without a GPU.
     """
     given.device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     gpu = given.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise ConfigError("--device: torch finds no GPU here; give cpu")
     given.models = given.models or (["swin_l", "swin_b", "swin_s", "swin_t"] if gpu else ["small"])
     given.sizes = given.sizes or ([224, 384] if gpu else [128])
     given.micro_batches = given.micro_batches or (None if gpu else [8])

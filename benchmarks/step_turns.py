@@ -18,6 +18,8 @@ from typing import Any, Self
 
 from step_matrix import Cell, Subject
 
+from pretrain.errors import PretrainError
+
 WORKER = Path(__file__).with_name("step_worker.py")
 WARM_UP_STEPS, STEPS_AFTER_WAITING = 3, 1
 """Before the first turn (where compiling happens), and at the beginning of every other: a process
@@ -59,7 +61,7 @@ class Measured:
     product_flop_per_second: list[float] = field(default_factory=list)
 
 
-class WorkerError(Exception):
+class WorkerError(PretrainError):
     """A worker ended, or says no more; with what it wrote last."""
 
 
@@ -160,7 +162,7 @@ class Turns:
             subjects: who takes turns, beside a product of matrices, with which each round begins.
 
         Raises:
-            WorkerError: the one that multiplies matrices does not answer.
+            WorkerError: the one that multiplies matrices cannot.
         """
         measured = Measured({subject: Row() for subject in subjects})
         own: dict[Subject | None, dict[str, Any]] = {None: {"product": cell.precision}}
@@ -181,6 +183,8 @@ class Turns:
                     self._ask(subject, measured.rows[subject], warm_up)
             for number in range(self.rounds):
                 product = self._turn(own[None], workers.get(None), Row())
+                if "end" in product:
+                    raise WorkerError(f"a product of matrices: {product['end']}")
                 measured.product_flop_per_second.append(product["flop_per_second"])
                 first = number % len(subjects)
                 for subject in (*subjects[first:], *subjects[:first]):

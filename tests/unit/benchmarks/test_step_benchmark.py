@@ -348,6 +348,7 @@ def test_the_plain_step_clips_the_mean_loss_and_decays_weights_alone():
         (["--micro-batches", "3"], "--micro-batches: expected even numbers above 0, got 3"),
         (["--precisions", "fp16"], "--precisions: fp16 needs a GPU"),
         (["--rounds", "0"], "--rounds and --steps: expected 1 or more"),
+        (["--models", "swin_t", "--sizes", "0"], "--sizes: expected multiples of 32 pixels, got 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(arguments, said):
