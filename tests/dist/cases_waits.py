@@ -1,7 +1,7 @@
 """What the ranks of `test_waits_ranks` do: train as a run does, and watch for waits."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,12 @@ wandb: {{mode: disabled}}
 engine: {{threads_per_rank: 1, precision: bf16}}
 cluster: {{device: {device}}}
 """
-IN_FP32 = (
-    "engine.precision=fp32", "engine.zero_stage=2", "optim.clip_grad_norm=0.0",
-    "engine.activation_checkpointing=[full,selective_mlp,selective_attention,none]",
-)  # fmt: skip
 MASKED = (
     "masking={patch_size: 16, ratio: 0.6}", "model.image_size=64", "data.eval_split=null",
     "augment.randaugment=null", "augment.mix_probability=0.0", "augment.erase_probability=0.0",
-    "augment.label_smoothing=0.0",
+    "augment.label_smoothing=0.0", "engine.precision=fp32", "engine.zero_stage=2",
+    "optim.clip_grad_norm=0.0",
+    "engine.activation_checkpointing=[full,selective_mlp,selective_attention,none]",
 )  # fmt: skip
 MAY_WAIT = ("record", "measure_accuracy", "save", "compare_ranks", "finish")
 """Functions of the loop for which it waits: none is called in every step."""
@@ -128,17 +126,15 @@ def asking(objective_of: Callable[..., Objective]) -> Callable[..., Objective]:
 def suite(world: World, folder: str, shards: str) -> dict[str, Any]:
     root = Path(folder)
     # In this order: DeepSpeed keeps a process that once trained with autocast marked as such.
-    found: dict[str, Any] = {
-        "fp32": watched(world, root / "fp32", shards, *IN_FP32),
-        "bf16": watched(world, root / "bf16", shards),
+    found = {
         "masked": watched(world, root / "masked", shards, *MASKED),
+        "classes": watched(world, root / "classes", shards),
     }
-    ask = mock.patch.object(train, "objective_of", asking(train.objective_of))
-    on_host = mock.patch.object(engine_module, "skips_on_device", lambda *_: False)
-    patches: dict[str, AbstractContextManager[object]] = {"asked": ask, "on_host": on_host}
-    for name, patch in patches.items():
-        with patch:
-            found[name] = watched(world, root / name, shards, "data.eval_split=null")
+    with (
+        mock.patch.object(train, "objective_of", asking(train.objective_of)),
+        mock.patch.object(engine_module, "skips_on_device", return_value=False),
+    ):
+        found["asking"] = watched(world, root / "asking", shards, "data.eval_split=null")
     return found
 
 
@@ -148,10 +144,6 @@ def on_gpu(_: World, folder: str, shards: str) -> str:
     world, device = World(), torch.device("cuda", 0)
     dist.initialize(world, device, timeout_seconds=60)
     steps = 0
-
-    def refusing(mode: str) -> AbstractContextManager[object]:
-        torch.cuda.set_sync_debug_mode(mode)
-        return nullcontext()
 
     def allowing(function: Callable[..., Any]) -> Callable[..., Any]:
         def allowed(*arguments: Any, **named: Any) -> Any:
@@ -170,7 +162,7 @@ def on_gpu(_: World, folder: str, shards: str) -> str:
         nonlocal steps
         steps += 1
         if steps == 3:  # kernels are chosen and memory is taken in the first
-            refusing("error")
+            torch.cuda.set_sync_debug_mode("error")
         return real_rate(job, step)
 
     job = job_of(world, Path(folder), shards, "cuda")

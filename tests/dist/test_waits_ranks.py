@@ -13,7 +13,7 @@ def ranks(tmp_path_factory, small_shards) -> list[dict[str, Any]]:
     return run_ranks("cases_waits:suite", 2, str(folder), str(small_shards.path))
 
 
-@pytest.mark.parametrize("settings", ["fp32", "bf16", "masked"])
+@pytest.mark.parametrize("settings", ["masked", "classes"])
 def test_no_step_waits(ranks, settings):
     for rank in ranks:
         assert rank[settings]["found"] == []
@@ -21,18 +21,18 @@ def test_no_step_waits(ranks, settings):
 
 def test_records_wait_and_are_seen_to(ranks):
     for rank in ranks:
-        assert any("meter.py" in line for line in rank["bf16"]["allowed"])
+        assert any("meter.py" in line for line in rank["classes"]["allowed"])
 
 
 def test_a_loss_that_is_printed_is_seen(ranks):
     for rank in ranks:
-        (line,) = rank["asked"]["found"]
-        assert line.startswith("_local_scalar_dense: cases_waits.py")
+        (line,) = [line for line in rank["asking"]["found"] if "cases_waits.py" in line]
+        assert line.startswith("_local_scalar_dense: ")
 
 
 def test_the_host_that_deepspeed_asks_is_seen(ranks):
     for rank in ranks:
-        found = " ".join(rank["on_host"]["found"])
+        found = " ".join(rank["asking"]["found"])
         assert "mask_nan_or_inf_with_val_inplace" in found
         assert "is_invalid_grad_norm" in found
 
