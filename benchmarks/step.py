@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import get_args
 
 import torch
@@ -165,9 +166,10 @@ def report(
             f"{facts['parameters']:,} parameters, {facts['forward_macs'] / 1e9:.2f} GMAC of an "
             "image's forward pass; so has every network below, unless a line here says otherwise."
         )
-        yield from remarks(measured.rows, facts)
-        product = sum(measured.product_flop_per_second) / len(measured.product_flop_per_second)
+        product = median(measured.product_flop_per_second)
         yield f"A product reaches {product / 1e12:.3g} TFLOP/s.\n"
+        if said := [f"- {remark}" for remark in remarks(measured.rows, facts)]:
+            yield "\n".join(said) + "\n"
         yield from table(cell, measured, device_name)
     reached = {cell: measured for cell, measured in found.items() if measured is not None}
     yield ""
