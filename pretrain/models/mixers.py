@@ -1,7 +1,7 @@
 """What mixes the tokens of a window: V1's attention, V2's, and Swin-MLP's grouped product.
 
-Letters: B batch, C channels, M window side, K = M·M tokens of a window, N windows of an image,
-A heads, D head width. Windows are [B, N, K, C]. Relative position indices and coordinates are
+Letters: B batch, C channels, H W map height and width, M window side, K = M·M tokens of a window, N windows of an image,
+A heads, D head width. Maps are [B, H, W, C], windows [B, N, K, C]. Relative position indices and coordinates are
 derived, never saved.
 """
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.kernels.attention import window_attention
 from pretrain.models.variants import BIAS_NETWORK_CHANNELS
+from pretrain.models.windows import MASKED_LOGIT, cut_windows, pad_to_windows, paste_windows
 
 MAX_LOGIT_SCALE = 100.0
 """Of V2's cosine attention (arXiv 2111.09883, section 3.2: tau is at least 0.01)."""
@@ -51,14 +53,79 @@ def log_coordinates(window: int, trained_window: int) -> Tensor:
     return torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-class WindowAttention(nn.Module):
+class Attention(nn.Module):
+    """Multi-head attention inside windows; subclasses say what projects, scales and biases.
+
+    Args:
+        heads: A.
+    """
+
+    qkv: nn.Module
+    proj: nn.Linear
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.fused = False
+        """Compute by `window_attention`, on the maps themselves."""
+
+    def forward(self, maps: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
+        """Attend inside each window.
+
+        Args:
+            maps: [B, H, W, C].
+            window: M, at most the one that the module was made for.
+            shift: of the windows, tokens.
+            mask: float [N, K, K] added to the logits of every image and head, as `shift_mask` makes
+                it, or None where there is no shift.
+
+        Returns:
+            [B, H, W, C].
+        """
+        _, height, width, _ = maps.shape
+        if self.fused:
+            qkv = self.project(pad_to_windows(maps, window))
+            mixed = window_attention(
+                qkv,
+                self.position_bias(window),
+                self.cosine_scale(),
+                window=window,
+                shift=shift,
+                masked_logit=MASKED_LOGIT,
+            )
+            return self.proj(mixed[:, :height, :width])
+        windows = self.proj(self._attend(cut_windows(maps, window, shift, True), window, mask))
+        return paste_windows(windows, window, shift, True, height, width)
+
+    def _attend(self, windows: Tensor, window: int, mask: Tensor | None) -> Tensor:
+        query, key, value = split_heads(self.project(windows), self.heads)
+        cosine_scale = self.cosine_scale()
+        scale = query.shape[-1] ** -0.5 if cosine_scale is None else 1.0
+        if cosine_scale is not None:
+            length = cosine_scale[:, None, None]
+            query, key = to_length(query, length), to_length(key, torch.ones_like(length))
+        return attend(query, key, value, self.position_bias(window), mask, scale)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: [..., C] to [..., 3C]."""
+        raise NotImplementedError
+
+    def cosine_scale(self) -> Tensor | None:
+        """Factor [A] of the cosines that are the logits; None: products divided by the root of D."""
+        raise NotImplementedError
+
+    def position_bias(self, window: int) -> Tensor:
+        """What is added to the logits in a window of side ``window``: [A, K, K]."""
+        raise NotImplementedError
+
+
+class WindowAttention(Attention):
     """V1: multi-head attention with a learnt bias per relative position (eq. 4)."""
 
     relative_position_index: Tensor
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(heads)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
@@ -66,20 +133,12 @@ class WindowAttention(nn.Module):
             "relative_position_index", relative_position_index(window), persistent=False
         )
 
-    def forward(self, windows: Tensor, window: int, mask: Tensor | None) -> Tensor:
-        """Attend inside each window.
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: [..., C] to [..., 3C]."""
+        return self.qkv(x)
 
-        Args:
-            windows: [B, N, K, C].
-            window: M, at most the one that the table was made for.
-            mask: float [N, K, K] added to the logits of every image and head, or None.
-
-        Returns:
-            [B, N, K, C].
-        """
-        query, key, value = split_heads(self.qkv(windows), self.heads)
-        scale = query.shape[-1] ** -0.5
-        return self.proj(attend(query, key, value, self.position_bias(window), mask, scale))
+    def cosine_scale(self) -> None:
+        """None: V1's logits are products."""
 
     def position_bias(self, window: int) -> Tensor:
         """The table laid out for the tokens of a window of side ``window``: [A, K, K]."""
@@ -101,7 +160,7 @@ class QkvLinear(nn.Linear):
         return F.linear(input, self.weight, bias)
 
 
-class CosineAttention(nn.Module):
+class CosineAttention(Attention):
     """V2: scaled cosine attention with a continuous position bias (arXiv 2111.09883, section 3).
 
     Args:
@@ -115,8 +174,7 @@ class CosineAttention(nn.Module):
     relative_coords_table: Tensor
 
     def __init__(self, channels: int, heads: int, window: int, trained_window: int) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(heads)
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(FIRST_LOGIT_SCALE)))
         self.cpb_mlp = nn.Sequential(
             nn.Linear(2, BIAS_NETWORK_CHANNELS),
@@ -134,22 +192,14 @@ class CosineAttention(nn.Module):
             "relative_position_index", relative_position_index(window), persistent=False
         )
 
-    def forward(self, windows: Tensor, window: int, mask: Tensor | None) -> Tensor:
-        """Attend inside each window.
-
-        Args:
-            windows: [B, N, K, C].
-            window: M, the one that the module was made for.
-            mask: float [N, K, K] added to the logits of every image and head, or None.
-
-        Returns:
-            [B, N, K, C].
-        """
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: [..., C] to [..., 3C]; keys have no bias."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        query, key, value = split_heads(self.qkv(windows, bias), self.heads)
-        scale = self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()  # [A, 1, 1]
-        query, key = to_length(query, scale), to_length(key, torch.ones_like(scale))
-        return self.proj(attend(query, key, value, self.position_bias(window), mask, 1.0))
+        return self.qkv(x, bias)
+
+    def cosine_scale(self) -> Tensor:
+        """Factor [A] of the cosines, at most 100."""
+        return self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp().flatten()
 
     def position_bias(self, window: int) -> Tensor:
         """The bias between the tokens of a window of side ``window``: [A, K, K], 0 to 16.
@@ -170,13 +220,16 @@ class SpatialMlp(nn.Conv1d):
     def __init__(self, heads: int, window: int) -> None:
         super().__init__(heads * window**2, heads * window**2, kernel_size=1, groups=heads)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Windows [B, N, K, C] to the same."""
+    def forward(self, maps: Tensor, window: int, shift: int, mask: None = None) -> Tensor:
+        """Maps [B, H, W, C] to the same, in windows of the side that the module was made for."""
+        _, height, width, _ = maps.shape
+        input = cut_windows(maps, window, shift, cyclic=False)
         batch, count, tokens, channels = input.shape
         grouped = input.view(batch * count, tokens, self.groups, channels // self.groups)
         grouped = grouped.transpose(1, 2).flatten(1, 2)  # [B·N, A·K, D]
         mixed = super().forward(grouped).unflatten(1, (self.groups, tokens))
-        return mixed.transpose(1, 2).reshape(input.shape)
+        mixed = mixed.transpose(1, 2).reshape(input.shape)
+        return paste_windows(mixed, window, shift, False, height, width)
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:

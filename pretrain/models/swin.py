@@ -33,7 +33,7 @@ from pretrain.models.variants import (
     stage_maps,
     trained_windows,
 )
-from pretrain.models.windows import cut_windows, paste_windows, shift_mask
+from pretrain.models.windows import shift_mask
 
 UNDECAYED_PARTS = ("relative_position_bias_table", "logit_scale", "cpb_mlp")
 """Parts of names whose parameters the recipes do not decay, whatever their shape."""
@@ -127,13 +127,8 @@ class Block(nn.Module):
         return x.new_empty(2, x.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
 
     def _mix(self, x: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
-        _, height, width, _ = x.shape
-        windows = cut_windows(x, window, shift, cyclic=self.attn is not None)
-        if self.attn is None:
-            windows = self.spatial_mlp(windows)
-        else:
-            windows = self.attn(windows, window, mask)
-        return paste_windows(windows, window, shift, self.attn is not None, height, width)
+        mixer = self.spatial_mlp if self.attn is None else self.attn
+        return mixer(x, window, shift, mask)
 
 
 def run_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

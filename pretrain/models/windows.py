@@ -25,13 +25,21 @@ def cut_windows(maps: Tensor, window: int, shift: int, cyclic: bool) -> Tensor:
         cyclic: whether what the shift leaves over joins the far side's windows, to be masked; else
             it makes windows of its own, filled with zeros, as Swin-MLP does.
     """
-    lead = _lead(window, shift, cyclic)
-    bottom, right = -(maps.shape[1] + lead) % window, -(maps.shape[2] + lead) % window
-    if lead or bottom or right:
-        maps = F.pad(maps, (0, 0, lead, right, lead, bottom))
+    maps = pad_to_windows(maps, window, _lead(window, shift, cyclic))
     if shift and cyclic:
         maps = maps.roll((-shift, -shift), dims=(1, 2))
     return partition_windows(maps, window)
+
+
+def pad_to_windows(maps: Tensor, window: int, lead: int = 0) -> Tensor:
+    """Add zeros to maps until windows tile them: ``lead`` rows and columns before, the rest after.
+
+    Without a copy where they do already.
+    """
+    bottom, right = -(maps.shape[1] + lead) % window, -(maps.shape[2] + lead) % window
+    if lead or bottom or right:
+        maps = F.pad(maps, (0, 0, lead, right, lead, bottom))
+    return maps
 
 
 def paste_windows(

@@ -15,7 +15,12 @@ from pretrain.models.mixers import (
     to_length,
 )
 from pretrain.models.swin import Block, Swin
-from pretrain.models.windows import cut_windows, paste_windows
+from pretrain.models.windows import (
+    cut_windows,
+    merge_windows,
+    partition_windows,
+    paste_windows,
+)
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -71,7 +76,8 @@ def test_cosine_attention_is_its_definition(scale):
             parameter.copy_(drawn(*parameter.shape))
         attention.logit_scale.fill_(math.log(scale))
         windows, mask = drawn(3, 2, 4, channels, seed=1), drawn(2, 4, 4, seed=2)
-        found = attention(windows, window, mask)
+        found = attention(merge_windows(windows, window, 2, 4), window, 0, mask)
+        found = partition_windows(found, window)
         wq, wk, wv = attention.qkv.weight.chunk(3)
         query = windows @ wq.T + attention.q_bias
         key, value = windows @ wk.T, windows @ wv.T + attention.v_bias
@@ -90,7 +96,7 @@ def test_a_logit_scale_above_its_clamp_gets_no_gradient():
     with torch.no_grad():
         attention.logit_scale.copy_(torch.tensor([4.0, 5.0]).view(2, 1, 1))
         attention.cpb_mlp[2].weight.normal_()
-    attention(drawn(1, 1, 4, 8).float(), 2, None).square().sum().backward()
+    attention(drawn(1, 2, 2, 8).float(), 2, 0, None).square().sum().backward()
     gradient = attention.logit_scale.grad
     assert gradient is not None
     assert gradient[0] != 0 and gradient[1] == 0
@@ -117,7 +123,7 @@ def test_the_spatial_mlp_is_one_matrix_per_head():
     heads, window, channels = 3, 2, 6
     mlp = SpatialMlp(heads, window).double()
     windows = drawn(2, 5, 4, channels)
-    found = mlp(windows)
+    found = partition_windows(mlp(merge_windows(windows, window, 2, 10), window, 0), window)
     matrices, biases = mlp.weight.view(heads, 4, 4), mlp.bias.view(heads, 4)
     for head, lanes in enumerate(torch.arange(channels).chunk(heads)):
         expected = matrices[head] @ windows[..., lanes] + biases[head][:, None]
