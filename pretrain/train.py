@@ -18,6 +18,7 @@ from pretrain.checkpoint.store import CheckpointStore
 from pretrain.data.batch import BadSample, Batch
 from pretrain.engine.engine import Engine
 from pretrain.engine.step_result import StepResult
+from pretrain.fast_paths import take_fast_paths
 from pretrain.finished import export
 from pretrain.guard import Fault, Guard
 from pretrain.health import check_health
@@ -152,6 +153,9 @@ def connect(
     objective = objective_of(config)
     if first_step == 0:
         load_initial_weights(job, objective.encoder, recorder)
+    objective, paths = take_fast_paths(objective, config, device)
+    for remark in paths.remarks:
+        recorder.event("fell_back", reason=remark)
     if config.engine.compile:
         compile_blocks(objective.model)
     profiler = Profiler(job, objective.model, recorder.event)

@@ -1,13 +1,19 @@
 """What several tests share: one small, real shard set."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_tools.build import main as build
+
+# Before triton is imported: on a GPU the kernels are tested compiled, elsewhere interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,16 @@ class EngineConfig(Section):
     inputs in the host's memory."""
     compile: bool = False
     """``torch.compile`` each block (stages 1 and 2); needs a compiler and a minute at start."""
-    layer_norm: Literal["torch", "apex"] = "torch"
-    """Whose LayerNorm: torch's, or NVIDIA apex's FusedLayerNorm."""
+    attention: Literal["auto", "plain", "fused"] = "auto"
+    """plain: torch's, on windows cut out of the maps; fused: a Triton kernel on the maps
+    themselves, forward and backward; auto: fused in 16 bits on GPUs that run it."""
+    layer_norm: Literal["auto", "torch", "apex", "fused"] = "auto"
+    """Whose LayerNorm: torch's, NVIDIA apex's FusedLayerNorm, or one kernel with the residual sum
+    and drop path (stages 1 and 2); auto: fused like the attention, but torch's where blocks are
+    compiled, which joins them too."""
+    cross_entropy: Literal["auto", "plain", "fused"] = "auto"
+    """plain: torch's; fused: a kernel that never writes the chances of all classes; auto: fused
+    like the attention."""
     overlap_augmentation: bool = True
     """Copy and augment the next micro-batch while the present one is computed: on a GPU in a stream
     of its own, which holds one more micro-batch in its memory. No bit of training changes."""
@@ -161,6 +169,11 @@ class EngineConfig(Section):
             raise ValueError(
                 "compile: needs zero_stage: 1 or 2; under 3 every gathering of a parameter breaks "
                 "the graph, which is slower than no compiling"
+            )
+        if self.layer_norm == "fused" and self.zero_stage == 3:
+            raise ValueError(
+                "layer_norm: fused needs zero_stage: 1 or 2; under 3 a norm's parameters are there "
+                "only while the norm itself runs"
             )
         return self
 

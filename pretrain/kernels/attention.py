@@ -11,6 +11,7 @@ from torch import Tensor
 
 TILE_TOKENS_MAX = 64
 """Tokens of a tile: logits of two tiles, 64 x 64 in fp32, fit the registers of four warps."""
+_WARPS, _BACKWARD_WARPS = 4, 8  # the fewest whose registers hold V1's tiles on sm_90
 _PROGRAMS_PER_PROCESSOR = 8
 _PROGRAMS_ON_CPU = 6  # of the interpreter: few, so that each goes through several windows
 
@@ -53,7 +54,16 @@ def _forward(
     qkv, bias = qkv.contiguous(), bias.contiguous()
     out, normalizer = _made(qkv, bias)
     launch = _Launch(qkv, bias, logit_scale, window, shift, masked)
-    launch(attention_forward, launch.tiles, qkv, bias, launch.logit_scale, out, normalizer)
+    launch(
+        attention_forward,
+        launch.tiles,
+        qkv,
+        bias,
+        launch.logit_scale,
+        out,
+        normalizer,
+        warps=_WARPS,
+    )
     return out, normalizer
 
 
@@ -77,7 +87,6 @@ def _backward(
     qkv: Tensor,
     bias: Tensor,
     logit_scale: Tensor | None,
-    out: Tensor,
     normalizer: Tensor,
     out_grad: Tensor,
     window: int,
@@ -97,11 +106,20 @@ def _backward(
     qkv_grad = torch.empty_like(qkv)
     bias_grad = bias.new_empty(launch.groups, *bias.shape, dtype=torch.float32)
     scale_grad = bias.new_zeros(launch.groups, len(bias), tiles, dtype=torch.float32)
-    given = (qkv, bias, launch.logit_scale, out, normalizer, out_grad)
-    launch(attention_backward_queries, tiles, *given, qkv_grad, bias_grad, scale_grad)
+    slopes_level = torch.empty_like(normalizer) if tiles > 1 else normalizer  # unread with one
+    given = (qkv, bias, launch.logit_scale, normalizer, out_grad, slopes_level)
+    launch(
+        attention_backward_queries,
+        tiles,
+        *given,
+        qkv_grad,
+        bias_grad,
+        scale_grad,
+        warps=_BACKWARD_WARPS,
+    )
     if tiles > 1:
-        launch(attention_backward_keys, tiles, *given, qkv_grad)
-        launch(attention_backward_bias, tiles**2, *given, bias_grad)
+        launch(attention_backward_keys, tiles, *given, qkv_grad, warps=_BACKWARD_WARPS)
+        launch(attention_backward_bias, tiles**2, *given, bias_grad, warps=_BACKWARD_WARPS)
     return qkv_grad, bias_grad.sum(0), scale_grad.sum((0, 2))
 
 
@@ -110,7 +128,6 @@ def _(
     qkv: Tensor,
     bias: Tensor,
     logit_scale: Tensor | None,
-    out: Tensor,
     normalizer: Tensor,
     out_grad: Tensor,
     window: int,
@@ -123,14 +140,14 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, bias, logit_scale, *ctx.numbers = inputs
-    ctx.save_for_backward(qkv, bias, logit_scale, *output)
+    ctx.save_for_backward(qkv, bias, logit_scale, output[1])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, out_grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    qkv, bias, logit_scale, out, normalizer = ctx.saved_tensors
+    qkv, bias, logit_scale, normalizer = ctx.saved_tensors
     qkv_grad, bias_grad, scale_grad = _backward(
-        qkv, bias, logit_scale, out, normalizer, out_grad, *ctx.numbers
+        qkv, bias, logit_scale, normalizer, out_grad, *ctx.numbers
     )
     scale_grad = None if logit_scale is None else scale_grad.to(logit_scale.dtype)
     return qkv_grad, bias_grad.to(bias.dtype), scale_grad, None, None, None
@@ -180,9 +197,11 @@ class _Launch:
             "PRECISION": "ieee" if qkv.dtype == torch.float32 else "tf32",
         }
 
-    def __call__(self, program: Any, per_head: int, *tensors: Tensor) -> None:
+    def __call__(self, program: Any, per_head: int, *tensors: Tensor, warps: int) -> None:
         grid = (self._heads * per_head, self.groups)
-        program[grid](*tensors, self._windows, self.groups, **self._constants, num_warps=4)
+        program[grid](
+            *tensors, self._windows, self.groups, **self._constants, num_warps=warps, num_stages=2
+        )
 
 
 def _programs(device: torch.device) -> int:

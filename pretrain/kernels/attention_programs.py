@@ -14,8 +14,9 @@ of 64, and a row's softmax is put together tile by tile as in arXiv 2205.14135, 
 
 import triton
 import triton.language as tl
+from triton import knobs
 
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -47,7 +48,7 @@ def _locate(
 
 @triton.jit
 def _load(start, rows, stride, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Vectors of D numbers at ``start + rows * stride``: [tile, BLOCK_D], zeros where there are none."""
+    """Vectors of D numbers at ``start + rows * stride``: [tile, BLOCK_D], zeros where none are."""
     depth = tl.arange(0, BLOCK_D)
     inside = valid[:, None] & (depth[None, :] < D)
     return tl.load(start + rows[:, None] * stride + depth[None, :], mask=inside, other=0.0)
@@ -101,9 +102,10 @@ def _logits(
 @triton.jit
 def attention_forward(
     qkv, bias, logit_scale, out, normalizer, windows, groups,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
-    TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr,
-    SCALE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_D: tl.constexpr, COSINE: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid [A·tiles, groups]: the output of one tile of queries in every window of a group."""
     TOKENS: tl.constexpr = WINDOW * WINDOW
@@ -145,22 +147,19 @@ def attention_forward(
 
 
 @triton.jit
-def _weights_and_slopes(
-    queries, keys, values, out_grad, out_dot, normalizer, bias, query_region, key_region,
+def _weights(
+    queries, keys, values, out_grad, normalizer, bias, query_region, key_region,
     SCALE: tl.constexpr, MASKED: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attention weights of a tile, and the gradient of its logits, both fp32."""
-    logits = _logits(
-        queries, keys, bias, query_region, key_region, SCALE, MASKED, SHIFT, PRECISION
-    )
+    """Attention weights of a tile and their gradient, both fp32."""
+    logits = _logits(queries, keys, bias, query_region, key_region, SCALE, MASKED, SHIFT, PRECISION)
     weights = tl.exp(logits - normalizer[:, None])
-    weights_grad = _dot(out_grad, tl.trans(values), PRECISION)
-    return weights, weights * (weights_grad - out_dot[:, None])
+    return weights, _dot(out_grad, tl.trans(values), PRECISION)
 
 
 @triton.jit
 def _load_queries(
-    qkv, out, out_grad, normalizer, number, head, query, rows, length,
+    qkv, normalizer, out_grad, number, head, query, rows, length,
     HEADS: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr,
     COSINE: tl.constexpr,
 ):  # fmt: skip
@@ -169,14 +168,11 @@ def _load_queries(
     valid = query < TOKENS
     queries = _load(qkv + head * D, rows, 3 * C, valid, D, BLOCK_D)
     grad = _load(out_grad + head * D, rows, C, valid, D, BLOCK_D)
-    made = _load(out + head * D, rows, C, valid, D, BLOCK_D)
-    out_dot = tl.sum(grad.to(tl.float32) * made.to(tl.float32), 1)
-    place = normalizer + (number * HEADS + head) * TOKENS + query
-    of_row = tl.load(place, mask=valid, other=0.0)
-    unit, inverse = queries.to(tl.float32), out_dot
+    of_row = tl.load(normalizer + (number * HEADS + head) * TOKENS + query, mask=valid, other=0.0)
+    unit, inverse = queries.to(tl.float32), of_row
     if COSINE:
         queries, unit, inverse = _to_length(queries, length)
-    return queries, unit, inverse, grad, out_dot, of_row
+    return queries, unit, inverse, grad, of_row
 
 
 @triton.jit
@@ -197,16 +193,22 @@ def _load_keys(
 
 @triton.jit
 def attention_backward_queries(
-    qkv, bias, logit_scale, out, normalizer, out_grad, qkv_grad, bias_grad, scale_grad,
+    qkv, bias, logit_scale, normalizer, out_grad, slopes_level, qkv_grad, bias_grad, scale_grad,
     windows, groups,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
-    TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr,
-    SCALE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_D: tl.constexpr, COSINE: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid [A·tiles, groups]: gradients of one tile of queries; where it is the only one, of all.
 
-    ``bias_grad`` is fp32 [groups, A, K, K], written if the tile is the only one; ``scale_grad``
-    fp32 [groups, A, tiles], written if COSINE.
+    The gradient of a logit is its weight's, less their mean over the row, times the weight. The
+    means are taken of what this program computes, not of the rounded output: a row's gradients then
+    add up to zero, which those of the bias network and of the logit scale rest on.
+
+    ``slopes_level``, fp32 [B·N, A, K], takes the means, if there are more tiles; ``bias_grad``,
+    fp32 [groups, A, K, K], is written if there are not; ``scale_grad``, fp32 [groups, A, tiles],
+    if COSINE.
     """
     TOKENS: tl.constexpr = WINDOW * WINDOW
     C: tl.constexpr = HEADS * D
@@ -218,10 +220,26 @@ def attention_backward_queries(
     scale_sum = tl.zeros([TILE], tl.float32)
     for number in range(tl.program_id(1), windows, groups):
         rows, region = _locate(number, query, HEIGHT, WIDTH, WINDOW, SHIFT)
-        queries, unit, inverse, grad, out_dot, of_row = _load_queries(
-            qkv, out, out_grad, normalizer, number, head, query, rows, length,
+        queries, unit, inverse, grad, of_row = _load_queries(
+            qkv, normalizer, out_grad, number, head, query, rows, length,
             HEADS, D, TOKENS, BLOCK_D, COSINE,
         )  # fmt: skip
+        level = tl.zeros([TILE], tl.float32)
+        if TILES > 1:
+            for other in range(0, TILES):
+                key = other * TILE + tl.arange(0, TILE)
+                key_rows, key_region = _locate(number, key, HEIGHT, WIDTH, WINDOW, SHIFT)
+                keys, _, _, values = _load_keys(
+                    qkv, head, key, key_rows, HEADS, D, TOKENS, BLOCK_D, COSINE
+                )
+                bias_tile = _bias_tile(bias, head, query, key, TOKENS)
+                weights, weights_grad = _weights(
+                    queries, keys, values, grad, of_row, bias_tile, region, key_region,
+                    SCALE, MASKED, SHIFT, PRECISION,
+                )  # fmt: skip
+                level += tl.sum(weights * weights_grad, 1)
+            place = slopes_level + (number * HEADS + head) * TOKENS + query
+            tl.store(place, level, mask=query < TOKENS)
         queries_grad = tl.zeros([TILE, BLOCK_D], tl.float32)
         for other in range(0, TILES):
             key = other * TILE + tl.arange(0, TILE)
@@ -231,10 +249,13 @@ def attention_backward_queries(
             )
             if TILES > 1:
                 bias_tile = _bias_tile(bias, head, query, key, TOKENS)
-            weights, slopes = _weights_and_slopes(
-                queries, keys, values, grad, out_dot, of_row, bias_tile, region, key_region,
+            weights, weights_grad = _weights(
+                queries, keys, values, grad, of_row, bias_tile, region, key_region,
                 SCALE, MASKED, SHIFT, PRECISION,
             )  # fmt: skip
+            if TILES == 1:
+                level = tl.sum(weights * weights_grad, 1)
+            slopes = weights * (weights_grad - level[:, None])
             queries_grad += _dot(slopes.to(keys.dtype), keys, PRECISION)
             if TILES == 1:
                 bias_sum += slopes
@@ -275,10 +296,11 @@ def _store_keys_grad(
 
 @triton.jit
 def attention_backward_keys(
-    qkv, bias, logit_scale, out, normalizer, out_grad, qkv_grad, windows, groups,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
-    TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr,
-    SCALE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    qkv, bias, logit_scale, normalizer, out_grad, slopes_level, qkv_grad, windows, groups,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_D: tl.constexpr, COSINE: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid [A·tiles, groups]: gradients of one tile of keys and values."""
     TOKENS: tl.constexpr = WINDOW * WINDOW
@@ -296,15 +318,18 @@ def attention_backward_keys(
         for other in range(0, TILES):
             query = other * TILE + tl.arange(0, TILE)
             query_rows, query_region = _locate(number, query, HEIGHT, WIDTH, WINDOW, SHIFT)
-            queries, _, _, grad, out_dot, of_row = _load_queries(
-                qkv, out, out_grad, normalizer, number, head, query, query_rows, length,
+            queries, _, _, grad, of_row = _load_queries(
+                qkv, normalizer, out_grad, number, head, query, query_rows, length,
                 HEADS, D, TOKENS, BLOCK_D, COSINE,
             )  # fmt: skip
             bias_tile = _bias_tile(bias, head, query, key, TOKENS)
-            weights, slopes = _weights_and_slopes(
-                queries, keys, values, grad, out_dot, of_row, bias_tile, query_region, region,
+            weights, weights_grad = _weights(
+                queries, keys, values, grad, of_row, bias_tile, query_region, region,
                 SCALE, MASKED, SHIFT, PRECISION,
             )  # fmt: skip
+            place = slopes_level + (number * HEADS + head) * TOKENS + query
+            level = tl.load(place, mask=query < TOKENS, other=0.0)
+            slopes = weights * (weights_grad - level[:, None])
             weights, slopes = weights.to(grad.dtype), slopes.to(queries.dtype)
             values_grad += _dot(tl.trans(weights), grad, PRECISION)
             keys_grad += _dot(tl.trans(slopes), queries, PRECISION)
@@ -318,10 +343,11 @@ def attention_backward_keys(
 
 @triton.jit
 def attention_backward_bias(
-    qkv, bias, logit_scale, out, normalizer, out_grad, bias_grad, windows, groups,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
-    TILE: tl.constexpr, TILES: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr,
-    SCALE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    qkv, bias, logit_scale, normalizer, out_grad, slopes_level, bias_grad, windows, groups,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_D: tl.constexpr, COSINE: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid [A·tiles·tiles, groups]: gradient of the bias between two tiles, [groups, A, K, K]."""
     TOKENS: tl.constexpr = WINDOW * WINDOW
@@ -334,17 +360,18 @@ def attention_backward_bias(
     for number in range(tl.program_id(1), windows, groups):
         rows, region = _locate(number, query, HEIGHT, WIDTH, WINDOW, SHIFT)
         key_rows, key_region = _locate(number, key, HEIGHT, WIDTH, WINDOW, SHIFT)
-        queries, _, _, grad, out_dot, of_row = _load_queries(
-            qkv, out, out_grad, normalizer, number, head, query, rows, length,
+        queries, _, _, grad, of_row = _load_queries(
+            qkv, normalizer, out_grad, number, head, query, rows, length,
             HEADS, D, TOKENS, BLOCK_D, COSINE,
         )  # fmt: skip
-        keys, _, _, values = _load_keys(
-            qkv, head, key, key_rows, HEADS, D, TOKENS, BLOCK_D, COSINE
-        )
-        _, slopes = _weights_and_slopes(
-            queries, keys, values, grad, out_dot, of_row, bias_tile, region, key_region,
+        keys, _, _, values = _load_keys(qkv, head, key, key_rows, HEADS, D, TOKENS, BLOCK_D, COSINE)
+        weights, weights_grad = _weights(
+            queries, keys, values, grad, of_row, bias_tile, region, key_region,
             SCALE, MASKED, SHIFT, PRECISION,
         )  # fmt: skip
+        place = slopes_level + (number * HEADS + head) * TOKENS + query
+        level = tl.load(place, mask=query < TOKENS, other=0.0)
+        slopes = weights * (weights_grad - level[:, None])
         bias_sum += slopes
     start = bias_grad + (tl.program_id(1) * HEADS + head) * TOKENS * TOKENS
     valid = (query[:, None] < TOKENS) & (key[None, :] < TOKENS)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 4096
+_CONSTANTS: dict[str, Any] = {"BLOCK": _BLOCK}
 
 
 def fused_soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def _forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits, targets = logits.contiguous(), targets.contiguous()
     made = _of_rows(logits)
     rows, classes = logits.shape
-    cross_entropy_programs.forward[(rows,)](logits, targets, *made, classes, BLOCK=_BLOCK)
+    cross_entropy_programs.forward[(rows,)](logits, targets, *made, classes, **_CONSTANTS)
     return made
 
 
@@ -54,7 +55,7 @@ def _backward(
     logits_grad = torch.empty_like(logits)
     rows, classes = logits.shape
     cross_entropy_programs.backward[(rows, -(-classes // _BLOCK))](
-        logits, targets, normalizer, weight, loss_grad, logits_grad, classes, BLOCK=_BLOCK
+        logits, targets, normalizer, weight, loss_grad, logits_grad, classes, **_CONSTANTS
     )
     return logits_grad
 

@@ -81,6 +81,7 @@ def _forward(
     branch = None if branch is None else branch.contiguous()
     total, normal, inverse_deviation = _made(x, branch, out_dtype, post)
     rows, block_rows, constants = _tiles(x, branch, scale, post)
+    constants["EPS"] = eps
     layer_norm_programs.forward[(-(-rows // block_rows),)](
         x,
         x if branch is None else branch,
@@ -92,7 +93,6 @@ def _forward(
         inverse_deviation,
         rows,
         rows // len(x),
-        EPS=eps,
         **constants,
     )
     return total, normal, inverse_deviation
@@ -144,6 +144,7 @@ def _backward(
     rows, block_rows, constants = _tiles(
         normed, None if branch_dtype is None else branch_grad, scale, post
     )
+    constants["ADDED"] = total_grad is not None
     groups = min(-(-rows // block_rows), _programs(normed.device))
     sums = normed.new_empty(2, groups, normed.shape[-1], dtype=torch.float32)
     layer_norm_programs.backward[(groups,)](
@@ -160,7 +161,6 @@ def _backward(
         rows,
         rows // len(normed),
         groups,
-        ADDED=total_grad is not None,
         **constants,
     )
     weight_grad, bias_grad = sums.sum(1)

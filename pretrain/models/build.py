@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from pretrain.config.schema import ModelConfig
-from pretrain.models.mixers import SpatialMlp, WindowAttention
+from pretrain.models.mixers import Attention, SpatialMlp, WindowAttention
 from pretrain.models.swin import Block, Swin
 from pretrain.models.variants import STAGES, shape_of
 
@@ -40,6 +40,23 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(backend=backend)
+
+
+def use_kernels(model: nn.Module, *, attention: bool, layer_norm: bool) -> None:
+    """Let a model's blocks compute by the kernels of `pretrain.kernels`, or by plain torch again.
+
+    The same function to rounding, the same names; before the blocks are compiled.
+
+    Args:
+        model: anything that has `Block`s inside.
+        attention: window attention on the maps themselves (V1 and V2).
+        layer_norm: each block's norms together with the residual sums.
+    """
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fused = attention
+        elif isinstance(module, Block):
+            module.fused_norms = layer_norm
 
 
 def initialize(module: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """What mixes the tokens of a window: V1's attention, V2's, and Swin-MLP's grouped product.
 
-Letters: B batch, C channels, H W map height and width, M window side, K = M·M tokens of a window, N windows of an image,
-A heads, D head width. Maps are [B, H, W, C], windows [B, N, K, C]. Relative position indices and coordinates are
-derived, never saved.
+Letters: B batch, C channels, H W map height and width, M window side, K = M·M tokens of a window,
+N windows of an image, A heads, D head width. Maps are [B, H, W, C], windows [B, N, K, C]. Relative
+position indices and coordinates are derived, never saved.
 """
 
 import math
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def cosine_scale(self) -> Tensor | None:
-        """Factor [A] of the cosines that are the logits; None: products divided by the root of D."""
+        """Factor [A] of the cosines that are the logits; None: products over √D."""
         raise NotImplementedError
 
     def position_bias(self, window: int) -> Tensor:
@@ -220,7 +220,9 @@ class SpatialMlp(nn.Conv1d):
     def __init__(self, heads: int, window: int) -> None:
         super().__init__(heads * window**2, heads * window**2, kernel_size=1, groups=heads)
 
-    def forward(self, maps: Tensor, window: int, shift: int, mask: None = None) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - it is more than a product
+        self, maps: Tensor, window: int, shift: int, mask: None = None
+    ) -> Tensor:
         """Maps [B, H, W, C] to the same, in windows of the side that the module was made for."""
         _, height, width, _ = maps.shape
         input = cut_windows(maps, window, shift, cyclic=False)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.kernels.layer_norm import add_layer_norm, add_normalized, layer_norm
 from pretrain.models.layers import Mlp, PatchEmbed, PatchMerging
 from pretrain.models.mixers import CosineAttention, SpatialMlp, WindowAttention
 from pretrain.models.variants import (
@@ -63,6 +64,8 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute = recompute
+        self.fused_norms = False
+        """Compute the norms and the residual sums beside them together; see `use_kernels`."""
         channels, heads = shape.channels[stage], shape.heads[stage]
         window = stage_maps(shape)[stage].window
         self.drop_path = drop_path
@@ -94,23 +97,39 @@ class Block(nn.Module):
             scales: as `draw_scales` makes it.
         """
         mixing_scale, mlp_scale = (None, None) if scales is None else scales
-        mixing = partial(self._mixing_branch, window=window, shift=shift, mask=mask)
-        x = add_branch(x, self._run("selective_attention", mixing, x), mixing_scale)
-        x = add_branch(x, self._run("selective_mlp", self._mlp_branch, x), mlp_scale)
+        mix = partial(self._mix, window=window, shift=shift, mask=mask)
+        if self.fused_norms:
+            x = self._fused(x, mix, mixing_scale, mlp_scale)
+        else:
+            mixing = partial(self._branch, mix, self.norm1)
+            x = add_branch(x, self._run("selective_attention", mixing, x), mixing_scale)
+            mlp = partial(self._branch, self.mlp, self.norm2)
+            x = add_branch(x, self._run("selective_mlp", mlp, x), mlp_scale)
         return x if self.norm3 is None else self.norm3(x)
+
+    def _fused(
+        self,
+        x: Tensor,
+        mix: Callable[[Tensor], Tensor],
+        mixing_scale: Tensor | None,
+        mlp_scale: Tensor | None,
+    ) -> Tensor:
+        """The same, norms beside residual sums; branches that are run again leave them out."""
+        norm1, norm2 = affine(self.norm1), affine(self.norm2)
+        if self.post_norm:
+            x = add_normalized(x, self._run("selective_attention", mix, x), mixing_scale, *norm1)
+            return add_normalized(x, self._run("selective_mlp", self.mlp, x), mlp_scale, *norm2)
+        out_dtype = autocast_dtype(x)
+        normal = layer_norm(x, *norm1, out_dtype)
+        mixed = self._run("selective_attention", mix, normal)
+        x, normal = add_layer_norm(x, mixed, mixing_scale, *norm2, out_dtype)
+        return add_branch(x, self._run("selective_mlp", self.mlp, normal), mlp_scale)
 
     def _run(self, name: str, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return run_again(branch, x) if self.recompute == name else branch(x)
 
-    def _mixing_branch(self, x: Tensor, window: int, shift: int, mask: Tensor | None) -> Tensor:
-        if self.post_norm:
-            return self.norm1(self._mix(x, window, shift, mask).to(x.dtype))
-        return self._mix(self.norm1(x), window, shift, mask)
-
-    def _mlp_branch(self, x: Tensor) -> Tensor:
-        if self.post_norm:
-            return self.norm2(self.mlp(x).to(x.dtype))
-        return self.mlp(self.norm2(x))
+    def _branch(self, branch: Callable[[Tensor], Tensor], norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        return norm(branch(x).to(x.dtype)) if self.post_norm else branch(norm(x))
 
     def draw_scales(self, x: Tensor) -> Tensor | None:
         """Stochastic depth (arXiv 1603.09382): 0 or 1/keep for both branches of each image.
@@ -144,6 +163,17 @@ def run_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """Residual sum of [B, …] maps, the branch scaled per image by [B, 1, 1, 1] if there is one."""
     return x + branch if scale is None else x + branch * scale
+
+
+def affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    """What a layer norm computes with: weight [C], bias [C], and what is added to the variance."""
+    return norm.weight, norm.bias, norm.eps
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Type that autocast, where it is on, gives to what a product takes in; else that of ``x``."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Stage(nn.Module):

@@ -39,6 +39,12 @@ def flops_of(name: str, arguments: Mapping[str, Any]) -> int:
                 return 0
             forward = 2 * gradient[0] * prod(gradient[2:]) * prod(weight)
             return forward * sum(bool(asked) for asked in _list(arguments, 10)[:2])
+        case "swin_pretrain::window_attention" | "swin_pretrain::window_attention_backward":
+            joint, bias = _shape(shapes, 0), _shape(shapes, 1)
+            if not joint or not bias:
+                return 0
+            forward = 2 * 2 * prod(joint) // 3 * bias[1]
+            return forward * _BACKWARD_PRODUCTS // 2 if name.endswith("_backward") else forward
     if name.startswith("aten::_scaled_dot_product") and not name.endswith("math"):
         backward = name.removesuffix("_for_cpu").endswith("_backward")
         query, key, value = (_shape(shapes, index + backward) for index in range(3))

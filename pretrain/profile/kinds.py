@@ -64,6 +64,12 @@ _BY_OPERATOR = {
 _OPERATORS = {
     f"aten::{operator}": kind for names, kind in _BY_OPERATOR.items() for operator in names.split()
 }
+_OURS = {
+    "window_attention": ATTENTION,
+    "residual_layer_norm": "layer norm",
+    "soft_target_cross_entropy": "loss",
+}
+"""Operators of `pretrain.kernels`, which end in ``_backward`` in the backward pass."""
 _COMPILED = ("Torch-Compiled Region", "CompiledFunction", "## Call CompiledFxGraph")
 _ON_THE_WIRE = ("c10d::", "gloo:", "nccl:", "record_param_comms")
 
@@ -85,7 +91,8 @@ def kind_of_operator(name: str, place: str, unit: str) -> str:
         return COLLECTIVES
     if unit == "position bias":
         return POSITION_BIAS
-    kind = _OPERATORS.get(name)
+    ours = name.removeprefix("swin_pretrain::").removesuffix("_backward")
+    kind = _OPERATORS.get(name) or _OURS.get(ours)
     if kind is not None:
         return kind
     if "LayerNorm" in name:  # apex's
