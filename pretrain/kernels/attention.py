@@ -4,6 +4,7 @@ Letters: B batch, H W map height and width, M window side, K = M·M tokens of a 
 D head width, C = A·D channels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 TILE_TOKENS_MAX = 64
 """Tokens of a tile: logits of two tiles, 64 x 64 in fp32, fit the registers of four warps."""
-_WARPS, _BACKWARD_WARPS = 4, 8  # the fewest whose registers hold V1's tiles on sm_90
+WARPS, BACKWARD_WARPS, STAGES = 4, 8, 2
+"""Warps of a program and stages of its pipelines: the fewest warps whose registers hold V1's tiles
+on sm_90 (`benchmarks/kernels.py` counts what spills)."""
 _PROGRAMS_PER_PROCESSOR = 8
 _PROGRAMS_ON_CPU = 6  # of the interpreter: few, so that each goes through several windows
 
@@ -62,7 +65,7 @@ def _forward(
         launch.logit_scale,
         out,
         normalizer,
-        warps=_WARPS,
+        warps=WARPS,
     )
     return out, normalizer
 
@@ -115,11 +118,11 @@ def _backward(
         qkv_grad,
         bias_grad,
         scale_grad,
-        warps=_BACKWARD_WARPS,
+        warps=BACKWARD_WARPS,
     )
     if tiles > 1:
-        launch(attention_backward_keys, tiles, *given, qkv_grad, warps=_BACKWARD_WARPS)
-        launch(attention_backward_bias, tiles**2, *given, bias_grad, warps=_BACKWARD_WARPS)
+        launch(attention_backward_keys, tiles, *given, qkv_grad, warps=BACKWARD_WARPS)
+        launch(attention_backward_bias, tiles**2, *given, bias_grad, warps=BACKWARD_WARPS)
     return qkv_grad, bias_grad.sum(0), scale_grad.sum((0, 2))
 
 
@@ -157,7 +160,7 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 class _Launch:
-    """The grid and the numbers that all programs of one attention share."""
+    """The grid and the constants that all programs of one attention share."""
 
     def __init__(
         self,
@@ -168,40 +171,54 @@ class _Launch:
         shift: int,
         masked: float,
     ):
-        import triton
-
-        batch, height, width, channels = qkv.shape
         heads, tokens, _ = bias.shape
-        depth = channels // 3 // heads
-        tile = min(max(triton.next_power_of_2(tokens), 16), TILE_TOKENS_MAX)
-        self.tiles = -(-tokens // tile)
-        self._windows = batch * height * width // tokens
+        self._constants = program_constants(
+            qkv.shape, qkv.dtype, heads, window, shift, masked, cosine=logit_scale is not None
+        )
+        self.tiles = self._constants["TILES"]
+        self._windows = qkv[..., 0].numel() // tokens
         self._heads = heads
         self.groups = min(self._windows, -(-_programs(qkv.device) // (heads * self.tiles)))
-        cosine = logit_scale is not None
         self.logit_scale = bias if logit_scale is None else logit_scale  # unread without COSINE
-        self._constants: dict[str, Any] = {
-            "HEIGHT": height,
-            "WIDTH": width,
-            "HEADS": heads,
-            "D": depth,
-            "WINDOW": window,
-            "SHIFT": shift,
-            "TILE": tile,
-            "TILES": self.tiles,
-            "BLOCK_D": max(triton.next_power_of_2(depth), 16),
-            "COSINE": cosine,
-            "SCALE": 1.0 if cosine else depth**-0.5,
-            "MASKED": masked,
-            # Else Triton would round fp32 to TF32, which torch does only when asked to.
-            "PRECISION": "ieee" if qkv.dtype == torch.float32 else "tf32",
-        }
 
     def __call__(self, program: Any, per_head: int, *tensors: Tensor, warps: int) -> None:
         grid = (self._heads * per_head, self.groups)
-        program[grid](
-            *tensors, self._windows, self.groups, **self._constants, num_warps=warps, num_stages=2
-        )
+        sizes = (self._windows, self.groups)
+        program[grid](*tensors, *sizes, **self._constants, num_warps=warps, num_stages=STAGES)
+
+
+def program_constants(
+    qkv_shape: Sequence[int],
+    dtype: torch.dtype,
+    heads: int,
+    window: int,
+    shift: int,
+    masked: float,
+    *,
+    cosine: bool,
+) -> dict[str, Any]:
+    """What the programs are compiled for: [B, H, W, 3C] and type of ``qkv``, and the windows."""
+    import triton
+
+    _, height, width, channels = qkv_shape
+    depth, tokens = channels // 3 // heads, window**2
+    tile = min(max(triton.next_power_of_2(tokens), 16), TILE_TOKENS_MAX)
+    return {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "HEADS": heads,
+        "D": depth,
+        "WINDOW": window,
+        "SHIFT": shift,
+        "TILE": tile,
+        "TILES": -(-tokens // tile),
+        "BLOCK_D": max(triton.next_power_of_2(depth), 16),
+        "COSINE": cosine,
+        "SCALE": 1.0 if cosine else depth**-0.5,
+        "MASKED": masked,
+        # Else Triton would round fp32 to TF32, which torch does only when asked to.
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+    }
 
 
 def _programs(device: torch.device) -> int:

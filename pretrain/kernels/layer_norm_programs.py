@@ -37,6 +37,22 @@ def _scales(scale, row, rows, rows_per_image, SCALED: tl.constexpr):
 
 
 @triton.jit
+def add_scaled(
+    x, branch, scale, total, elements, elements_per_image,
+    BLOCK: tl.constexpr, ADDED: tl.constexpr, SCALED: tl.constexpr,
+):  # fmt: skip
+    """Grid [blocks]: (x if ADDED, else nothing) + branch · scale of its image, rounded once."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < elements
+    value = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        value *= tl.load(scale + place // elements_per_image, mask=inside, other=0.0)
+    if ADDED:
+        value += tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(total + place, value.to(total.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def forward(
     x, branch, scale, weight, bias, total, normal, inverse_deviation, rows, rows_per_image,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, EPS: tl.constexpr,

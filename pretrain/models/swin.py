@@ -23,6 +23,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.kernels.layer_norm import add_layer_norm, add_normalized, layer_norm
+from pretrain.kernels.residual import add_scaled
 from pretrain.models.layers import Mlp, PatchEmbed, PatchMerging
 from pretrain.models.mixers import CosineAttention, SpatialMlp, WindowAttention
 from pretrain.models.variants import (
@@ -123,7 +124,7 @@ class Block(nn.Module):
         normal = layer_norm(x, *norm1, out_dtype)
         mixed = self._run("selective_attention", mix, normal)
         x, normal = add_layer_norm(x, mixed, mixing_scale, *norm2, out_dtype)
-        return add_branch(x, self._run("selective_mlp", self.mlp, normal), mlp_scale)
+        return add_scaled(x, self._run("selective_mlp", self.mlp, normal), mlp_scale)
 
     def _run(self, name: str, branch: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return run_again(branch, x) if self.recompute == name else branch(x)

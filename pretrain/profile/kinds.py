@@ -67,6 +67,7 @@ _OPERATORS = {
 _OURS = {
     "window_attention": ATTENTION,
     "residual_layer_norm": "layer norm",
+    "add_scaled": RESIDUAL,
     "soft_target_cross_entropy": "loss",
 }
 """Operators of `pretrain.kernels`, which end in ``_backward`` in the backward pass."""

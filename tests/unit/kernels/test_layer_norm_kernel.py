@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.kernels.layer_norm import add_layer_norm, add_normalized, layer_norm
+from pretrain.kernels.residual import add_scaled
 
 pytest.importorskip("triton", reason="triton has no wheel for this machine")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,6 +57,11 @@ def test_equals_plain_torch(dtype, channels, drop_path):
         [x, branch, weight, bias], dtype,
     )  # fmt: skip
     check(
+        [add_scaled(x, branch, scale)],
+        [x + branch.float() * (1 if scale is None else scale.view(-1, 1, 1, 1))],
+        [x, branch], dtype,
+    )  # fmt: skip
+    check(
         [add_normalized(x, branch, scale, weight, bias, EPS)],
         [plain_add_normalized(x, branch, scale, weight, bias)],
         [x, branch, weight, bias], dtype,
@@ -87,6 +93,9 @@ def test_the_operator_keeps_the_contract_of_torch():
     operator = torch.ops.swin_pretrain.residual_layer_norm
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     scale = torch.tensor([0.0, 1.25], device=DEVICE)
+    torch.library.opcheck(
+        torch.ops.swin_pretrain.add_scaled, (x, branch, scale, torch.float32), test_utils=checks
+    )
     for branched, post in ((branch, False), (branch, True), (None, False)):
         arguments = (x, branched, scale, weight, bias, EPS, torch.float32, post)
         torch.library.opcheck(operator, arguments, test_utils=checks)

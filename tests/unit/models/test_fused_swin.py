@@ -32,9 +32,11 @@ def step(model: Swin, side: int, precision: str = "fp32") -> dict[str, Tensor]:
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], fraction: float) -> None:
+    # Some gradients are zero but for rounding.
+    floor = 1e-6 * max(plain.float().abs().max() for plain in expected.values())
     for name, plain in expected.items():
         difference = (found[name].float() - plain.float()).abs().max()
-        assert difference <= fraction * plain.float().abs().max(), name
+        assert difference <= fraction * plain.float().abs().max() + floor, name
 
 
 @pytest.mark.parametrize("family", ["v1", "v2", "mlp"])
@@ -62,10 +64,11 @@ def test_kernels_differ_by_rounding_under_autocast(family):
     plain = step(model, 32, "bf16")
     use_kernels(model, attention=True, layer_norm=True)
     fused = step(model, 32, "bf16")
+    floor = 1e-4 * max(gradient.norm() for gradient in exact.values())
     for name, expected in exact.items():
         errors = [(found[name].float() - expected).norm() for found in (fused, plain)]
         assert fused[name].dtype == plain[name].dtype
-        assert errors[0] <= 2 * errors[1] + 1e-2 * expected.norm(), name
+        assert errors[0] <= 2 * errors[1] + 1e-2 * expected.norm() + floor, name
 
 
 @pytest.mark.parametrize(
