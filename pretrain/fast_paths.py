@@ -18,7 +18,7 @@ from pretrain.config.schema import RunConfig
 from pretrain.engine.classification import soft_target_cross_entropy
 from pretrain.engine.zero_config import AUTOCAST_DTYPES
 from pretrain.kernels.cross_entropy import fused_soft_target_cross_entropy
-from pretrain.models.build import use_kernels
+from pretrain.models.build import compile_blocks, use_kernels
 from pretrain.models.swin import Block, Swin
 from pretrain.models.variants import STAGES, stage_maps
 from pretrain.objective import Objective
@@ -54,7 +54,7 @@ def take_fast_paths(
 ) -> tuple[Objective, FastPaths]:
     """Let an objective's model and loss compute by what the config asks for. Every rank.
 
-    Before its blocks are compiled. Ranks decide together, so that all of them compute alike.
+    Kernels, then compiled blocks. Ranks decide together, so that all of them compute alike.
 
     Returns:
         The objective, its model changed in place, and what was chosen.
@@ -67,6 +67,8 @@ def take_fast_paths(
     )
     if paths.cross_entropy == "fused":
         objective = replace(objective, loss=fused_soft_target_cross_entropy)
+    if config.engine.compile:
+        compile_blocks(objective.model)
     return objective, paths
 
 

@@ -29,7 +29,6 @@ from pretrain.metrics.clock import Clock, Phase
 from pretrain.metrics.forecast import Forecast
 from pretrain.metrics.meter import Meter, peak_memory_gib
 from pretrain.metrics.recorder import Recorder
-from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, engine_of, objective_of
 from pretrain.plan.devices import images_per_second_at_peak
 from pretrain.plan.memory import compare_with_peak
@@ -156,8 +155,6 @@ def connect(
     objective, paths = take_fast_paths(objective, config, device)
     for remark in paths.remarks:
         recorder.event("fell_back", reason=remark)
-    if config.engine.compile:
-        compile_blocks(objective.model)
     profiler = Profiler(job, objective.model, recorder.event)
     engine = engine_of(
         objective,

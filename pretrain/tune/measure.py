@@ -26,9 +26,9 @@ from pretrain.data.children import serve
 from pretrain.engine.engine import Engine
 from pretrain.engine.step_result import StepResult
 from pretrain.errors import EngineError, PretrainError
+from pretrain.fast_paths import take_fast_paths
 from pretrain.job import Job, share_of_cores
 from pretrain.metrics.meter import peak_memory_gib
-from pretrain.models.build import compile_blocks
 from pretrain.objective import Objective, engine_of, objective_of
 from pretrain.plan.derive import make_plan
 from pretrain.plan.memory import GIB
@@ -100,9 +100,7 @@ def measure(order: Order, config: RunConfig, report: Callable[..., None]) -> dic
     torch.set_num_threads(config.engine.threads_per_rank or share_of_cores(cores, shared, {}))
     dist.initialize(job.world, device, config.engine.collective_timeout_seconds)
     torch.manual_seed(config.seed)
-    objective = objective_of(config)
-    if config.engine.compile:
-        compile_blocks(objective.model)
+    objective, _ = take_fast_paths(objective_of(config), config, device)
     engine = engine_of(
         objective,
         config,

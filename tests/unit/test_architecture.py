@@ -24,6 +24,8 @@ VENDORS = {
     "wandb": ("pretrain.metrics.mirror",),
     "wandb_workspaces": ("pretrain.metrics.mirror",),
     "submitit": ("launch",),
+    # Absent from CPU builds of torch: its kernels are imported when one is asked for.
+    "triton": ("pretrain.kernels", "pretrain.fast_paths"),
     # Its threads do not survive a fork: only a program of its own may use it.
     "fsspec": ("pretrain.data.transfer",),
 }
