@@ -4,8 +4,8 @@ python benchmarks/kernels.py [--rounds 7] [--micro-batch 128] [--output benchmar
 
 With a GPU: forward and backward of attention, norms and loss at the sizes of each stage of Swin-L,
 kernel and plain torch in turns; milliseconds, and medians of ratios [least, greatest]. Without one:
-registers, shared memory and spilled bytes of the attention's programs, compiled for sm_80 and
-sm_90 by the compiler that triton brings.
+registers, shared memory and spilled bytes of every program, compiled for sm_80 and sm_90 by the
+compiler that triton brings.
 """
 
 import argparse
@@ -33,8 +33,13 @@ CONFIGS = {
     "V2, 256": ("swin_l_22k", "model.variant=swinv2_l", "model.image_size=256",
                 "model.window_size=16"),
 }  # fmt: skip
-_POINTERS = {"qkv": "*bf16", "out": "*bf16", "out_grad": "*bf16", "qkv_grad": "*bf16"}
-_SIZES = ("windows", "groups")
+_IN_BF16 = (
+    "qkv", "out", "out_grad", "qkv_grad", "branch", "normal", "branch_grad", "normal_grad",
+    "logits", "logits_grad",
+)  # fmt: skip
+_SIZES = (
+    "windows", "groups", "rows", "rows_per_image", "classes", "elements", "elements_per_image",
+)  # fmt: skip
 
 
 class Usage(NamedTuple):
@@ -74,7 +79,7 @@ def usage(program: Any, chosen: dict[str, Any], architecture: int, warps: int) -
 
     signature = {
         name: "constexpr" if name in chosen else "i32" if name in _SIZES
-        else _POINTERS.get(name, "*fp32")
+        else "*bf16" if name in _IN_BF16 else "*fp32"
         for name in program.arg_names
     }  # fmt: skip
     compiled = compile_program(
@@ -93,35 +98,67 @@ def usage(program: Any, chosen: dict[str, Any], architecture: int, warps: int) -
     return Usage(registers, stack, compiled.metadata.shared)
 
 
-def programs(tiles: int) -> list[tuple[Any, int]]:
-    """The programs of an attention of so many tiles, each with its warps."""
+Program = tuple[Any, dict[str, Any], int]
+"""With the constants that it is compiled for, and its warps."""
+
+
+def attention_programs(chosen: dict[str, Any]) -> list[Program]:
+    """The programs of an attention."""
     from pretrain.kernels import attention_programs as every
     from pretrain.kernels.attention import BACKWARD_WARPS, WARPS
 
-    found = [
-        (every.attention_forward, WARPS),
-        (every.attention_backward_queries, BACKWARD_WARPS),
+    backward = [every.attention_backward_queries]
+    if chosen["TILES"] > 1:
+        backward += [every.attention_backward_keys, every.attention_backward_bias]
+    return [
+        (every.attention_forward, chosen, WARPS),
+        *((program, chosen, BACKWARD_WARPS) for program in backward),
     ]
-    if tiles > 1:
-        found.append((every.attention_backward_keys, BACKWARD_WARPS))
-        found.append((every.attention_backward_bias, BACKWARD_WARPS))
+
+
+def other_programs(channels: int) -> list[Program]:
+    """The programs of norms, residual sums and the loss, which have Triton's default of 4 warps."""
+    from pretrain.kernels import cross_entropy_programs as loss
+    from pretrain.kernels import layer_norm_programs as norm
+    from pretrain.kernels.cross_entropy import BLOCK
+    from pretrain.kernels.layer_norm import program_constants
+    from pretrain.kernels.residual import BLOCK as RESIDUAL_BLOCK
+
+    found: list[Program] = [
+        (norm.add_scaled, {"BLOCK": RESIDUAL_BLOCK, "ADDED": True, "SCALED": True}, 4),
+        (loss.forward, {"BLOCK": BLOCK}, 4),
+        (loss.backward, {"BLOCK": BLOCK}, 4),
+    ]
+    for post in (False, True):
+        chosen = program_constants(channels, branched=True, scaled=True, post=post)
+        found.append((norm.forward, chosen | {"EPS": 1e-5}, 4))
+        found.append((norm.backward, chosen | {"ADDED": True}, 4))
     return found
 
 
-def resource_rows() -> Iterator[str]:
-    """The table without a GPU: the first stage's programs, shifted, which take most."""
-    yield "| network | program | warps | GPU | registers a thread | spilled bytes | shared KiB |"
-    yield "|---|---|--:|---|--:|--:|--:|"
+def all_programs() -> Iterator[tuple[str, Program]]:
+    """Attention of the first stages, shifted, which takes most, and what is beside it."""
     for name in CONFIGS:
-        chosen = constants(shape(name), 0, shifted=True)
-        for program, warps in programs(chosen["TILES"]):
-            for architecture in ARCHITECTURES:
-                found = usage(program, chosen, architecture, warps)
-                yield (
-                    f"| {name} | {program.__name__} | {warps} | sm_{architecture} "
-                    f"| {found.registers} | {found.spilled_bytes} "
-                    f"| {found.shared_bytes / 1024:.1f} |"
-                )
+        network = shape(name)
+        for program in attention_programs(constants(network, 0, shifted=True)):
+            yield f"{name}, attention", program
+    for stage, channels in enumerate(network.channels):
+        for program in other_programs(channels) if stage in (0, 3) else []:
+            yield f"{channels} channels", program
+
+
+def resource_rows() -> Iterator[str]:
+    """The table without a GPU."""
+    yield "| of | program | warps | GPU | registers a thread | spilled bytes | shared KiB |"
+    yield "|---|---|--:|---|--:|--:|--:|"
+    for name, (program, chosen, warps) in all_programs():
+        for architecture in ARCHITECTURES:
+            found = usage(program, chosen, architecture, warps)
+            module = program.fn.__module__.rpartition(".")[2].removesuffix("_programs")
+            yield (
+                f"| {name} | {module}: {program.__name__} | {warps} | sm_{architecture} "
+                f"| {found.registers} | {found.spilled_bytes} | {found.shared_bytes / 1024:.1f} |"
+            )
 
 
 def with_backward(function: Callable[..., torch.Tensor], *inputs: Any) -> Callable[[], None]:

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 4096
-_CONSTANTS: dict[str, Any] = {"BLOCK": _BLOCK}
+BLOCK = 2048
+"""Classes that a program takes at a time."""
+_CONSTANTS: dict[str, Any] = {"BLOCK": BLOCK}
 
 
 def fused_soft_target_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def _backward(
     logits, targets, loss_grad = logits.contiguous(), targets.contiguous(), loss_grad.contiguous()
     logits_grad = torch.empty_like(logits)
     rows, classes = logits.shape
-    cross_entropy_programs.backward[(rows, -(-classes // _BLOCK))](
+    cross_entropy_programs.backward[(rows, -(-classes // BLOCK))](
         logits, targets, normalizer, weight, loss_grad, logits_grad, classes, **_CONSTANTS
     )
     return logits_grad

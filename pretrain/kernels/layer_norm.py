@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TILE_ELEMENTS = 4096
+_TILE_ELEMENTS = 2048
 _PROGRAMS_PER_PROCESSOR = 4
 _PROGRAMS_ON_CPU = 3  # of the interpreter: few, so that each goes through several tiles
 
@@ -230,20 +230,26 @@ def _tiles(
     x: Tensor, branch: Tensor | None, scale: Tensor | None, post: bool
 ) -> tuple[int, int, dict[str, Any]]:
     """Rows, rows of a tile, and the constants that forward and backward share."""
+    channels = x.shape[-1]
+    constants = program_constants(
+        channels, branched=branch is not None, scaled=scale is not None, post=post
+    )
+    return x.numel() // channels, constants["BLOCK_R"], constants
+
+
+def program_constants(channels: int, *, branched: bool, scaled: bool, post: bool) -> dict[str, Any]:
+    """What forward and backward are compiled for, with what each has of its own."""
     import triton
 
-    channels = x.shape[-1]
     block_channels = triton.next_power_of_2(channels)
-    block_rows = max(1, _TILE_ELEMENTS // block_channels)
-    constants: dict[str, Any] = {
+    return {
         "C": channels,
         "BLOCK_C": block_channels,
-        "BLOCK_R": block_rows,
-        "BRANCHED": branch is not None,
-        "SCALED": scale is not None,
+        "BLOCK_R": max(1, _TILE_ELEMENTS // block_channels),
+        "BRANCHED": branched,
+        "SCALED": scaled,
         "POST": post,
     }
-    return x.numel() // channels, block_rows, constants
 
 
 def _programs(device: torch.device) -> int:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_BLOCK = 1024
+BLOCK = 1024
+"""Elements of a program."""
 
 
 def add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
@@ -31,11 +32,11 @@ def _sum(x: Tensor | None, branch: Tensor, scale: Tensor | None, out_dtype: torc
     total = torch.empty_like(branch, dtype=out_dtype)
     elements = branch.numel()
     constants: dict[str, Any] = {
-        "BLOCK": _BLOCK,
+        "BLOCK": BLOCK,
         "ADDED": x is not None,
         "SCALED": scale is not None,
     }
-    program[(-(-elements // _BLOCK),)](
+    program[(-(-elements // BLOCK),)](
         branch if x is None else x.contiguous(),
         branch,
         branch if scale is None else scale.contiguous(),

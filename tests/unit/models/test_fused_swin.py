@@ -39,8 +39,15 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], fraction
         assert difference <= fraction * plain.float().abs().max() + floor, name
 
 
-@pytest.mark.parametrize("family", ["v1", "v2", "mlp"])
-@pytest.mark.parametrize(("attention", "layer_norm"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("family", ["v1", "v2", pytest.param("mlp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("attention", "layer_norm"),
+    [
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        (True, True),
+    ],
+)
 def test_kernels_change_no_output_and_no_gradient(family, attention, layer_norm):
     model = randomized(Swin(small_shape(family, extra_norm_every=2))).to(DEVICE)
     side = 32 if family == "mlp" else 20  # maps that windows do not tile
@@ -72,7 +79,14 @@ def test_kernels_differ_by_rounding_under_autocast(family):
 
 
 @pytest.mark.parametrize(
-    "recompute", ["selective_attention", "selective_mlp", "full", "full_offload"]
+    "recompute",
+    [
+        "selective_attention",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("selective_mlp", "full", "full_offload")
+        ),
+    ],
 )
 def test_computing_again_changes_no_bit(recompute):
     for family in ("v1", "v2"):
