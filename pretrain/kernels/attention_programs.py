@@ -7,6 +7,10 @@ no two programs add to the same number, and the sums have one order.
 Tokens are read from and written to the maps where they lie. Letters: K tokens of a window, D head
 width, C channels, A heads. Windows of up to 64 tokens are one tile; larger ones are cut into tiles
 of 64, and a row's softmax is put together tile by tile as in arXiv 2205.14135, algorithm 1.
+
+The gradient of a logit is its weight's, less their mean over the row, times the weight. The means
+are taken of what a program computes, not of the rounded output: a row's gradients then add up to
+zero, which those of the bias network and of the logit scale rest on.
 """
 
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false
@@ -89,10 +93,6 @@ def attention_backward_queries(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid [A·tiles, groups]: gradients of one tile of queries; where it is the only one, of all.
-
-    The gradient of a logit is its weight's, less their mean over the row, times the weight. The
-    means are taken of what this program computes, not of the rounded output: a row's gradients then
-    add up to zero, which those of the bias network and of the logit scale rest on.
 
     ``slopes_level``, fp32 [B·N, A, K], takes the means, if there are more tiles; ``bias_grad``,
     fp32 [groups, A, K, K], is written if there are not; ``scale_grad``, fp32 [groups, A, tiles],
