@@ -107,9 +107,13 @@ def attention_programs(chosen: dict[str, Any]) -> list[Program]:
     from pretrain.kernels import attention_programs as every
     from pretrain.kernels.attention import BACKWARD_WARPS, WARPS
 
-    backward = [every.attention_backward_queries]
+    backward = [every.attention_backward]
     if chosen["TILES"] > 1:
-        backward += [every.attention_backward_keys, every.attention_backward_bias]
+        backward = [
+            every.attention_backward_queries,
+            every.attention_backward_keys,
+            every.attention_backward_bias,
+        ]
     return [
         (every.attention_forward, chosen, WARPS),
         *((program, chosen, BACKWARD_WARPS) for program in backward),

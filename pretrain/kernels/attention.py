@@ -5,6 +5,7 @@ D head width, C = A·D channels.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,11 +98,7 @@ def _backward(
     masked: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``qkv`` (its type), ``bias`` and ``logit_scale`` (fp32)."""
-    from pretrain.kernels.attention_programs import (
-        attention_backward_bias,
-        attention_backward_keys,
-        attention_backward_queries,
-    )
+    from pretrain.kernels import attention_programs as programs
 
     qkv, bias, out_grad = qkv.contiguous(), bias.contiguous(), out_grad.contiguous()
     launch = _Launch(qkv, bias, logit_scale, window, shift, masked)
@@ -109,20 +106,15 @@ def _backward(
     qkv_grad = torch.empty_like(qkv)
     bias_grad = bias.new_empty(launch.groups, *bias.shape, dtype=torch.float32)
     scale_grad = bias.new_zeros(launch.groups, len(bias), tiles, dtype=torch.float32)
-    slopes_level = torch.empty_like(normalizer) if tiles > 1 else normalizer  # unread with one
-    given = (qkv, bias, launch.logit_scale, normalizer, out_grad, slopes_level)
-    launch(
-        attention_backward_queries,
-        tiles,
-        *given,
-        qkv_grad,
-        bias_grad,
-        scale_grad,
-        warps=BACKWARD_WARPS,
-    )
-    if tiles > 1:
-        launch(attention_backward_keys, tiles, *given, qkv_grad, warps=BACKWARD_WARPS)
-        launch(attention_backward_bias, tiles**2, *given, bias_grad, warps=BACKWARD_WARPS)
+    given = (qkv, bias, launch.logit_scale, normalizer, out_grad)
+    call = partial(launch, warps=BACKWARD_WARPS)
+    if tiles == 1:
+        call(programs.attention_backward, 1, *given, qkv_grad, bias_grad, scale_grad)
+    else:
+        given = (*given, torch.empty_like(normalizer))  # rows' means, from the first to the others
+        call(programs.attention_backward_queries, tiles, *given, qkv_grad, scale_grad)
+        call(programs.attention_backward_keys, tiles, *given, qkv_grad)
+        call(programs.attention_backward_bias, tiles**2, *given, bias_grad)
     return qkv_grad, bias_grad.sum(0), scale_grad.sum((0, 2))
 
 

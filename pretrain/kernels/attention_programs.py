@@ -27,7 +27,7 @@ from pretrain.kernels.attention_tiles import (
     locate,
     logits_of,
     product,
-    store_keys_grad,
+    store_bias_grad,
     store_vectors,
     sum_slopes,
     through_length,
@@ -84,27 +84,78 @@ def attention_forward(
 
 
 @triton.jit
+def attention_backward(
+    qkv, bias, logit_scale, normalizer, out_grad, qkv_grad, bias_grad, scale_grad, windows, groups,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    BLOCK_D: tl.constexpr, COSINE: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid [A, groups]: all gradients, of windows of one tile.
+
+    ``bias_grad`` is fp32 [groups, A, K, K]; ``scale_grad``, fp32 [groups, A, 1], is written if
+    COSINE.
+    """
+    TOKENS: tl.constexpr = WINDOW * WINDOW
+    C: tl.constexpr = HEADS * D
+    head = tl.program_id(0)
+    token = tl.arange(0, TILE)
+    length = tl.load(logit_scale + head) if COSINE else 1.0
+    bias_tile = load_bias(bias, head, token, token, TOKENS)
+    bias_sum = tl.zeros([TILE, TILE], tl.float32)
+    scale_sum = tl.zeros([TILE], tl.float32)
+    for number in range(tl.program_id(1), windows, groups):
+        rows, region = locate(number, token, HEIGHT, WIDTH, WINDOW, SHIFT)
+        queries, unit, inverse, grad, of_row = load_queries(
+            qkv, normalizer, out_grad, number, head, token, rows, length,
+            HEADS, D, TOKENS, BLOCK_D, COSINE,
+        )  # fmt: skip
+        keys, key_unit, key_inverse, values = load_keys(
+            qkv, head, token, rows, HEADS, D, TOKENS, BLOCK_D, COSINE
+        )
+        weights, weights_grad = weights_and_grads(
+            queries, keys, values, grad, of_row, bias_tile, region, region,
+            SCALE, MASKED, SHIFT, PRECISION,
+        )  # fmt: skip
+        slopes = weights * (weights_grad - tl.sum(weights * weights_grad, 1)[:, None])
+        bias_sum += slopes
+        weights, slopes = weights.to(grad.dtype), slopes.to(queries.dtype)
+        values_grad = product(tl.trans(weights), grad, PRECISION)
+        keys_grad = product(tl.trans(slopes), queries, PRECISION) * SCALE
+        queries_grad = product(slopes, keys, PRECISION) * SCALE
+        if COSINE:
+            scale_sum += tl.sum(queries_grad * unit, 1)
+            queries_grad = through_length(queries_grad * length, unit, inverse)
+            keys_grad = through_length(keys_grad, key_unit, key_inverse)
+        start = qkv_grad + head * D
+        store_vectors(queries_grad, start, rows, 3 * C, token < TOKENS, D, BLOCK_D)
+        store_vectors(keys_grad, start + C, rows, 3 * C, token < TOKENS, D, BLOCK_D)
+        store_vectors(values_grad, start + 2 * C, rows, 3 * C, token < TOKENS, D, BLOCK_D)
+    place = tl.program_id(1) * HEADS + head
+    store_bias_grad(bias_sum, bias_grad, place, token, token, TOKENS)
+    if COSINE:
+        tl.store(scale_grad + place, tl.sum(scale_sum, 0))
+
+
+@triton.jit
 def attention_backward_queries(
-    qkv, bias, logit_scale, normalizer, out_grad, slopes_level, qkv_grad, bias_grad, scale_grad,
+    qkv, bias, logit_scale, normalizer, out_grad, slopes_level, qkv_grad, scale_grad,
     windows, groups,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
     BLOCK_D: tl.constexpr, COSINE: tl.constexpr, SCALE: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid [A·tiles, groups]: gradients of one tile of queries; where it is the only one, of all.
+    """Grid [A·tiles, groups]: gradients of one tile of queries, of windows of several.
 
-    ``slopes_level``, fp32 [B·N, A, K], takes the means, if there are more tiles; ``bias_grad``,
-    fp32 [groups, A, K, K], is written if there are not; ``scale_grad``, fp32 [groups, A, tiles],
-    if COSINE.
+    ``slopes_level``, fp32 [B·N, A, K], takes the rows' means for the programs of keys and bias;
+    ``scale_grad``, fp32 [groups, A, tiles], is written if COSINE.
     """
     TOKENS: tl.constexpr = WINDOW * WINDOW
     C: tl.constexpr = HEADS * D
     head, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     query = tile * TILE + tl.arange(0, TILE)
     length = tl.load(logit_scale + head) if COSINE else 1.0
-    bias_tile = load_bias(bias, head, query, tl.arange(0, TILE), TOKENS)
-    bias_sum = tl.zeros([TILE, TILE], tl.float32)
     scale_sum = tl.zeros([TILE], tl.float32)
     for number in range(tl.program_id(1), windows, groups):
         rows, region = locate(number, query, HEIGHT, WIDTH, WINDOW, SHIFT)
@@ -112,49 +163,32 @@ def attention_backward_queries(
             qkv, normalizer, out_grad, number, head, query, rows, length,
             HEADS, D, TOKENS, BLOCK_D, COSINE,
         )  # fmt: skip
-        level = tl.zeros([TILE], tl.float32)
-        if TILES > 1:
-            level = sum_slopes(
-                qkv, bias, slopes_level, queries, grad, of_row, number, head, query, region,
-                HEIGHT, WIDTH, HEADS, D, WINDOW, SHIFT, TILE, TILES, BLOCK_D, COSINE, SCALE,
-                MASKED, PRECISION,
-            )  # fmt: skip
+        level = sum_slopes(
+            qkv, bias, slopes_level, queries, grad, of_row, number, head, query, region,
+            HEIGHT, WIDTH, HEADS, D, WINDOW, SHIFT, TILE, TILES, BLOCK_D, COSINE, SCALE,
+            MASKED, PRECISION,
+        )  # fmt: skip
         queries_grad = tl.zeros([TILE, BLOCK_D], tl.float32)
         for other in range(0, TILES):
             key = other * TILE + tl.arange(0, TILE)
             key_rows, key_region = locate(number, key, HEIGHT, WIDTH, WINDOW, SHIFT)
-            keys, key_unit, key_inverse, values = load_keys(
+            keys, _, _, values = load_keys(
                 qkv, head, key, key_rows, HEADS, D, TOKENS, BLOCK_D, COSINE
             )
-            if TILES > 1:
-                bias_tile = load_bias(bias, head, query, key, TOKENS)
             weights, weights_grad = weights_and_grads(
-                queries, keys, values, grad, of_row, bias_tile, region, key_region,
-                SCALE, MASKED, SHIFT, PRECISION,
+                queries, keys, values, grad, of_row, load_bias(bias, head, query, key, TOKENS),
+                region, key_region, SCALE, MASKED, SHIFT, PRECISION,
             )  # fmt: skip
-            if TILES == 1:
-                level = tl.sum(weights * weights_grad, 1)
             slopes = weights * (weights_grad - level[:, None])
             queries_grad += product(slopes.to(keys.dtype), keys, PRECISION)
-            if TILES == 1:
-                bias_sum += slopes
-                store_keys_grad(
-                    weights, slopes, queries, grad, key_unit, key_inverse, qkv_grad + head * D,
-                    key_rows, key < TOKENS, C, D, BLOCK_D, COSINE, SCALE, PRECISION,
-                )  # fmt: skip
         queries_grad *= SCALE
         if COSINE:
             scale_sum += tl.sum(queries_grad * unit, 1)
             queries_grad = through_length(queries_grad * length, unit, inverse)
         store_vectors(queries_grad, qkv_grad + head * D, rows, 3 * C, query < TOKENS, D, BLOCK_D)
-    if TILES == 1:
-        start = bias_grad + (tl.program_id(1) * HEADS + head) * TOKENS * TOKENS
-        key = tl.arange(0, TILE)
-        valid = (query[:, None] < TOKENS) & (key[None, :] < TOKENS)
-        tl.store(start + query[:, None] * TOKENS + key[None, :], bias_sum, mask=valid)
     if COSINE:
-        place = scale_grad + (tl.program_id(1) * HEADS + head) * TILES + tile
-        tl.store(place, tl.sum(scale_sum, 0))
+        place = (tl.program_id(1) * HEADS + head) * TILES + tile
+        tl.store(scale_grad + place, tl.sum(scale_sum, 0))
 
 
 @triton.jit
@@ -236,6 +270,5 @@ def attention_backward_bias(
         level = tl.load(place, mask=query < TOKENS, other=0.0)
         slopes = weights * (weights_grad - level[:, None])
         bias_sum += slopes
-    start = bias_grad + (tl.program_id(1) * HEADS + head) * TOKENS * TOKENS
-    valid = (query[:, None] < TOKENS) & (key[None, :] < TOKENS)
-    tl.store(start + query[:, None] * TOKENS + key[None, :], bias_sum, mask=valid)
+    place = tl.program_id(1) * HEADS + head
+    store_bias_grad(bias_sum, bias_grad, place, query, key, TOKENS)

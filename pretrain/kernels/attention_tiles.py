@@ -143,22 +143,6 @@ def load_keys(
 
 
 @triton.jit
-def store_keys_grad(
-    weights, slopes, queries, grad, unit, inverse, start, rows, valid,
-    C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr,
-    SCALE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Write the gradients of keys and values to which one tile of queries is all that adds."""
-    values_grad = product(tl.trans(weights.to(grad.dtype)), grad, PRECISION)
-    keys_grad = product(tl.trans(slopes.to(queries.dtype)), queries, PRECISION)
-    keys_grad *= SCALE
-    if COSINE:
-        keys_grad = through_length(keys_grad, unit, inverse)
-    store_vectors(keys_grad, start + C, rows, 3 * C, valid, D, BLOCK_D)
-    store_vectors(values_grad, start + 2 * C, rows, 3 * C, valid, D, BLOCK_D)
-
-
-@triton.jit
 def sum_slopes(
     qkv, bias, slopes_level, queries, grad, of_row, number, head, query, region,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr,
@@ -182,3 +166,11 @@ def sum_slopes(
     place = slopes_level + (number * HEADS + head) * TOKENS + query
     tl.store(place, level, mask=query < TOKENS)
     return level
+
+
+@triton.jit
+def store_bias_grad(values, start, place, query, key, TOKENS: tl.constexpr):
+    """Write the part of two tiles into one [K, K] of many."""
+    valid = (query[:, None] < TOKENS) & (key[None, :] < TOKENS)
+    start += place * TOKENS * TOKENS
+    tl.store(start + query[:, None] * TOKENS + key[None, :], values, mask=valid)
