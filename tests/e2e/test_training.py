@@ -257,3 +257,24 @@ def test_the_average_is_evaluated_too_and_is_what_is_exported(config, tmp_path):
     # Both trained and were measured alike: only what counts differs.
     assert records(tmp_path / "runs" / "average") == records(tmp_path / "runs" / "raw")
     assert not torch.equal(exported["average"]["head.weight"], exported["raw"]["head.weight"])
+
+
+@pytest.mark.slow
+def test_kernels_train_as_plain_torch_does(config):
+    """Interpreted here; drop path, accumulation and two ranks included."""
+    pytest.importorskip("triton", reason="triton has no wheel for this machine")
+    once = ("schedule.epochs=1", "schedule.warmup_epochs=0")
+    fused = ("engine.attention=fused", "engine.layer_norm=fused", "engine.cross_entropy=fused")
+    records = []
+    for name, settings in (("plain", ()), ("kernels", fused)):
+        output = train(config, f"name={name}", *once, *settings, ranks=2)
+        assert "fell_back" not in output
+        lines = (config.parent / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        records.append([json.loads(line) for line in lines])
+    pairs = [pair for pair in zip(*records, strict=True) if "train/loss" in pair[0]]
+    assert len(pairs) >= 3
+    for plain, kernels in pairs:
+        assert kernels["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-4)
+        norms = [record["train/grad_norm"] for record in (plain, kernels)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    assert records[0] != records[1]  # rounding at least: the kernels were used
