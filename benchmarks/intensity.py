@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from pretrain.config.load import load_run
 from pretrain.engine.classification import soft_target_cross_entropy
 from pretrain.errors import ConfigError, run_command
+from pretrain.kernels.cross_entropy import fused_soft_target_cross_entropy
+from pretrain.models.build import use_kernels
 from pretrain.models.cost import count_parameters
 from pretrain.models.swin import Block, Stage, Swin
 from pretrain.models.variants import IMAGE_CHANNELS, Shape, shape_of, stage_maps
@@ -64,9 +66,10 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--config {config.name}: expected a classifier, got masked training")
     device = Device(peak, options.memory_terabytes * 1e12)
     shape = shape_of(config.model)
-    parts = counted_parts(shape, options.micro_batch)
+    parts = counted_parts(shape, options.micro_batch, kernels=options.kernels)
+    path = "kernels of pretrain/kernels" if options.kernels else "plain torch"
     print(
-        f"{config.name}, micro-batch {options.micro_batch}, bf16; {options.device}: "
+        f"{config.name}, micro-batch {options.micro_batch}, bf16, {path}; {options.device}: "
         f"{peak / 1e12:,.1f} TFLOP/s, {options.memory_terabytes:g} TB/s (nominal), as much for a "
         f"byte as {peak / device.bytes_per_second:,.0f} operations of a product.\n"
     )
@@ -77,12 +80,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def counted_parts(shape: Shape, micro_batch: int) -> dict[str, list[Operator]]:
+def counted_parts(
+    shape: Shape, micro_batch: int, *, kernels: bool = False
+) -> dict[str, list[Operator]]:
     """Count the operators of every part of a classifier in training.
 
     Args:
         shape: the network.
         micro_batch: images.
+        kernels: count those of `pretrain.kernels` in the place of torch's operators.
 
     Returns:
         Per part its operators, those of blocks as often as there are such blocks.
@@ -90,6 +96,7 @@ def counted_parts(shape: Shape, micro_batch: int) -> dict[str, list[Operator]]:
     parts: dict[str, list[Operator]] = {}
     with without_storage():
         model = Swin(shape).train()
+        use_kernels(model, attention=kernels, layer_norm=kernels)
         pixels = torch.empty(micro_batch, IMAGE_CHANNELS, shape.image_size, shape.image_size)
         parts["patch embedding"] = count(model.patch_embed, pixels)
         for index, stage in enumerate(model.layers):
@@ -100,7 +107,7 @@ def counted_parts(shape: Shape, micro_batch: int) -> dict[str, list[Operator]]:
                 parts[f"patch merging {index + 1}"] = count(stage.downsample, maps)
         targets = torch.empty(micro_batch, shape.num_classes)
         last = _maps(shape, len(model.layers) - 1, micro_batch)
-        parts["head, loss"] = count(partial(_losses, model, targets), last)
+        parts["head, loss"] = count(partial(_losses, model, targets, kernels), last)
     return parts
 
 
@@ -123,11 +130,12 @@ def _blocks(stage: Stage, maps: Tensor) -> list[Operator]:
     return operators
 
 
-def _losses(model: nn.Module, targets: Tensor, maps: Tensor) -> Tensor:
+def _losses(model: nn.Module, targets: Tensor, kernels: bool, maps: Tensor) -> Tensor:
     assert isinstance(model, Swin)
+    cross_entropy = fused_soft_target_cross_entropy if kernels else soft_target_cross_entropy
     logits = model.head(model.norm(maps).mean(dim=(1, 2)))
     with torch.autocast("cpu", enabled=False):
-        return soft_target_cross_entropy(logits, targets).mean()
+        return cross_entropy(logits, targets).mean()
 
 
 def _places(parts: dict[str, list[Operator]], device: Device, micro_batch: int) -> list[str]:
@@ -208,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="NVIDIA H200", help="(default: NVIDIA H200)")
     parser.add_argument(
         "--memory-terabytes", type=float, default=4.8, help="a second (default: 4.8, an H200's)"
+    )
+    parser.add_argument(
+        "--kernels", action="store_true", help="with the kernels of pretrain/kernels"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the config")
     return parser

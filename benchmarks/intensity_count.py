@@ -20,15 +20,21 @@ BIAS_ALIGNMENT = 8
 KINDS = {
     "mm addmm bmm convolution convolution_backward": "products",
     "_scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_efficient_attention_backward": "attention",
-    "native_layer_norm native_layer_norm_backward": "layer norm",
+    "_scaled_dot_product_efficient_attention_backward "
+    "window_attention window_attention_backward": "attention",
+    "native_layer_norm native_layer_norm_backward "
+    "residual_layer_norm residual_layer_norm_backward": "layer norm",
     "gelu gelu_backward": "GELU",
     "_to_copy": "casts",
     "roll clone cat copy_ constant_pad_nd slice_backward select_backward stack": "copies",
-    "add add_ mul div": "residual, drop path",
+    "add add_ mul div add_scaled": "residual, drop path",
     "sum": "sums for biases",
 }
 OTHER = "other"
+_NAMESPACES = ("aten", "swin_pretrain")
+"""Of torch's operators, and of the kernels in `pretrain.kernels`."""
+_BACKWARD_PRODUCTS = 5
+"""Of attention: scores again, and two for each of the two products of the forward pass."""
 _KIND_OF = {name: kind for names, kind in KINDS.items() for name in names.split()}
 _NO_BYTES = (
     "empty",
@@ -72,17 +78,27 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if func.namespace != "aten" or func.is_view or name in _NO_BYTES:
+        if func.namespace not in _NAMESPACES or func.is_view or name in _NO_BYTES:
             return out
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
         size_bytes = sum(_touched_bytes(tensor) for tensor in tensors)
         if name == "roll":
             size_bytes *= len(args[1])  # one pass for each dimension
-        count = flop_registry.get(func.overloadpacket)
-        flop = int(count(*args, **kwargs, out_val=out)) if count is not None else 0
+        flop = _flop(func.overloadpacket, args, kwargs, out)
         kind = _KIND_OF.get(name, OTHER)
         self.operators.append(Operator(kind, flop, size_bytes, self.backward))
         return out
+
+
+def _flop(packet: Any, args: tuple[Any, ...], kwargs: Any, out: Any) -> int:
+    counted = flop_registry.get(packet)
+    if counted is not None:
+        return int(counted(*args, **kwargs, out_val=out))
+    if packet.__name__.startswith("window_attention"):
+        qkv, bias = args[:2]  # [B, H, W, 3C] and [A, K, K]
+        forward = 4 * qkv.numel() // 3 * bias.shape[-1]
+        return forward * _BACKWARD_PRODUCTS // 2 if "backward" in packet.__name__ else forward
+    return 0
 
 
 def _touched_bytes(tensor: Tensor) -> int:
