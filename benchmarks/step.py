@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--precisions", nargs="+", choices=get_args(Precision))
     parser.add_argument("--compile", nargs="+", choices=("eager", "compiled"), dest="modes")
     parser.add_argument("--checkpointing", nargs="+", choices=RECOMPUTES, default=["none"])
-    parser.add_argument("--attention", nargs="+", choices=OUR_PATHS, default=[*OUR_PATHS])
+    parser.add_argument(
+        "--attention", nargs="+", choices=OUR_PATHS, help="ours, and its norms, loss"
+    )
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=[*LIBRARIES])
     parser.add_argument("--classes", type=int)
     parser.add_argument("--rounds", type=int, default=3)
@@ -91,6 +93,7 @@ def complete(given: argparse.Namespace) -> None:
     given.micro_batches = given.micro_batches or (None if gpu else [8])
     given.precisions = given.precisions or (["bf16"] if gpu else ["bf16", "fp32"])
     given.modes = given.modes or (None if gpu else ["eager"])
+    given.attention = given.attention or (["auto", "plain"] if gpu else ["auto"])
     given.classes = given.classes or (21841 if gpu else 1000)
     given.steps = given.steps or (8 if gpu else 2)
     for size in given.sizes:

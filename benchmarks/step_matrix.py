@@ -20,7 +20,11 @@ LIBRARIES: dict[Library, str] = {
     "transformers": "transformers, sdpa",
 }
 """How each is called in the tables. All but the first take `plain_training.plain_step`."""
-OUR_PATHS: dict[str, tuple[str, ...]] = {"plain": ()}
+OUR_PATHS: dict[str, tuple[str, ...]] = {
+    "auto": (),
+    "plain": ("engine.attention=plain", "engine.layer_norm=torch", "engine.cross_entropy=plain"),
+    "fused": ("engine.attention=fused", "engine.layer_norm=fused", "engine.cross_entropy=fused"),
+}
 """Of each path of ours through a step, the settings that choose it."""
 MODELS: dict[str, tuple[str, ...]] = {
     "swin_l": (),
@@ -108,7 +112,7 @@ class Subject:
     @property
     def label(self) -> str:
         """What the tables call it."""
-        path = f" ({self.path})" if self.path and len(OUR_PATHS) > 1 else ""
+        path = f", {self.path}" if self.path else ""
         return f"{LIBRARIES[self.library]}{path}, {'compiled' if self.compiled else 'eager'}"
 
 

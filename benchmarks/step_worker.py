@@ -25,6 +25,7 @@ from pretrain import dist
 from pretrain.augment.pipeline import Augment
 from pretrain.config.schema import RunConfig
 from pretrain.data.batch import Batch
+from pretrain.fast_paths import take_fast_paths
 from pretrain.models.build import build, compile_blocks
 from pretrain.models.cost import count_forward_macs, count_parameters
 from pretrain.models.variants import IMAGE_CHANNELS
@@ -187,9 +188,7 @@ def our_step(
     compiled = f"engine.compile={str(subject.compiled).lower()}"
     config = cell.config([*OUR_PATHS[subject.path], compiled])
     dist.initialize(World(), device, timeout_seconds=600)
-    objective = objective_of(config)
-    if config.engine.compile:
-        compile_blocks(objective.model)
+    objective, paths = take_fast_paths(objective_of(config), config, device)
     engine = engine_of(
         objective,
         config,
@@ -211,7 +210,7 @@ def our_step(
         made = inputs.of_step(next(steps))
         return engine.train_step(made, LEARNING_RATE, meanwhile=inputs.prepare).loss_sum
 
-    return step, reference(cell), []
+    return step, reference(cell), list(paths.remarks)
 
 
 def augmented(

@@ -12,7 +12,7 @@ import step_turns
 import step_worker
 import torch
 from plain_training import CLIP_GRAD_NORM, fused_adamw, plain_step
-from step_matrix import Cell, Subject, cells, subjects
+from step_matrix import OUR_PATHS, Cell, Subject, cells, subjects
 from step_models import (
     NotMeasurableError,
     count_macs,
@@ -31,7 +31,7 @@ from pretrain.models.cost import count_forward_macs, count_parameters
 
 TINY = Cell("small", 64, 4, "fp32", "none", 10)
 GOALS = Cell("swin_l", 224, 128, "bf16", "none", 21841)
-ENGINE, TIMM, PLAIN = Subject("engine", path="plain"), Subject("timm"), Subject("plain")
+ENGINE, TIMM, PLAIN = Subject("engine", path="auto"), Subject("timm"), Subject("plain")
 
 
 def row(*wall_seconds):
@@ -95,7 +95,7 @@ def test_a_row_that_ended_says_why_and_is_no_baseline():
 
 
 def test_goals_take_the_fastest_of_ours_and_stay_open_where_nothing_was_measured():
-    compiled = Subject("engine", True, "plain")
+    compiled = Subject("engine", True, "auto")
     rows = {ENGINE: row(2.0), compiled: row(1.0), TIMM: row(3.0)}
     lines = list(goals({TINY: Measured({}), GOALS: Measured(rows, [1e15])}, "NVIDIA H200"))
     eager, under_compile, utilisation = (line.split("|")[2].strip() for line in lines[-3:])
@@ -126,9 +126,12 @@ def test_the_matrix_is_every_combination_and_only_ours_has_paths():
     assert (found[0].model, found[0].image_size, found[0].recompute) == ("swin_l", 224, "none")
     assert {cell.image_size: cell.micro_batch for cell in found} == {224: 128, 384: 32}
     assert found[0].config().model.window_size == 7
+    for overrides in OUR_PATHS.values():
+        found[0].config(overrides)  # settings that go together
     assert found[-1].config().engine.activation_checkpointing == ("full",) * 4
-    both = subjects(["engine", "timm"], ["eager", "compiled"], ["plain"])
-    assert both == [ENGINE, TIMM, Subject("engine", True, "plain"), Subject("timm", True)]
+    both = subjects(["engine", "timm"], ["eager", "compiled"], ["auto"])
+    assert len({one.label for one in subjects(["engine"], ["eager"], [*OUR_PATHS])}) == 3
+    assert both == [ENGINE, TIMM, Subject("engine", True, "auto"), Subject("timm", True)]
 
 
 def test_parts_add_up_and_the_loss_is_the_forward_passs(monkeypatch):
