@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.kernels.grid import programs
+
 TILE_TOKENS_MAX = 64
 """Tokens of a tile: logits of two tiles, 64 x 64 in fp32, fit the registers of four warps."""
 WARPS, BACKWARD_WARPS, STAGES = 4, 8, 2
 """Warps of a program and stages of its pipelines: the fewest warps whose registers hold V1's tiles
 on sm_90 (`benchmarks/kernels.py` counts what spills)."""
 _PROGRAMS_PER_PROCESSOR = 8
-_PROGRAMS_ON_CPU = 6  # of the interpreter: few, so that each goes through several windows
 
 
 def window_attention(
@@ -98,7 +99,7 @@ def _backward(
     masked: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``qkv`` (its type), ``bias`` and ``logit_scale`` (fp32)."""
-    from pretrain.kernels import attention_programs as programs
+    from pretrain.kernels import attention_programs as kernels
 
     qkv, bias, out_grad = qkv.contiguous(), bias.contiguous(), out_grad.contiguous()
     launch = _Launch(qkv, bias, logit_scale, window, shift, masked)
@@ -109,12 +110,12 @@ def _backward(
     given = (qkv, bias, launch.logit_scale, normalizer, out_grad)
     call = partial(launch, warps=BACKWARD_WARPS)
     if tiles == 1:
-        call(programs.attention_backward, 1, *given, qkv_grad, bias_grad, scale_grad)
+        call(kernels.attention_backward, 1, *given, qkv_grad, bias_grad, scale_grad)
     else:
         given = (*given, torch.empty_like(normalizer))  # rows' means, from the first to the others
-        call(programs.attention_backward_queries, tiles, *given, qkv_grad, scale_grad)
-        call(programs.attention_backward_keys, tiles, *given, qkv_grad)
-        call(programs.attention_backward_bias, tiles**2, *given, bias_grad)
+        call(kernels.attention_backward_queries, tiles, *given, qkv_grad, scale_grad)
+        call(kernels.attention_backward_keys, tiles, *given, qkv_grad)
+        call(kernels.attention_backward_bias, tiles**2, *given, bias_grad)
     return qkv_grad, bias_grad.sum(0), scale_grad.sum((0, 2))
 
 
@@ -170,7 +171,9 @@ class _Launch:
         self.tiles = self._constants["TILES"]
         self._windows = qkv[..., 0].numel() // tokens
         self._heads = heads
-        self.groups = min(self._windows, -(-_programs(qkv.device) // (heads * self.tiles)))
+        self.groups = min(
+            self._windows, -(-programs(qkv.device, _PROGRAMS_PER_PROCESSOR) // (heads * self.tiles))
+        )
         self.logit_scale = bias if logit_scale is None else logit_scale  # unread without COSINE
 
     def __call__(self, program: Any, per_head: int, *tensors: Tensor, warps: int) -> None:
@@ -211,11 +214,3 @@ def program_constants(
         # Else Triton would round fp32 to TF32, which torch does only when asked to.
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
     }
-
-
-def _programs(device: torch.device) -> int:
-    """How many programs of a tile keep the device busy."""
-    if device.type != "cuda":
-        return _PROGRAMS_ON_CPU
-    count = torch.cuda.get_device_properties(device).multi_processor_count
-    return count * _PROGRAMS_PER_PROCESSOR

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.kernels.grid import programs
+
 _TILE_ELEMENTS = 2048
 _PROGRAMS_PER_PROCESSOR = 4
-_PROGRAMS_ON_CPU = 3  # of the interpreter: few, so that each goes through several tiles
 
 
 def layer_norm(
@@ -145,7 +146,7 @@ def _backward(
         normed, None if branch_dtype is None else branch_grad, scale, post
     )
     constants["ADDED"] = total_grad is not None
-    groups = min(-(-rows // block_rows), _programs(normed.device))
+    groups = min(-(-rows // block_rows), programs(normed.device, _PROGRAMS_PER_PROCESSOR))
     sums = normed.new_empty(2, groups, normed.shape[-1], dtype=torch.float32)
     layer_norm_programs.backward[(groups,)](
         normed,
@@ -250,11 +251,3 @@ def program_constants(channels: int, *, branched: bool, scaled: bool, post: bool
         "SCALED": scaled,
         "POST": post,
     }
-
-
-def _programs(device: torch.device) -> int:
-    """How many programs keep the device busy."""
-    if device.type != "cuda":
-        return _PROGRAMS_ON_CPU
-    count = torch.cuda.get_device_properties(device).multi_processor_count
-    return count * _PROGRAMS_PER_PROCESSOR
