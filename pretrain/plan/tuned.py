@@ -19,9 +19,15 @@ from pretrain.run_directory import flatten
 MICRO_BATCH = "batch.micro_size_max"
 CHECKPOINTING = "engine.activation_checkpointing"
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "engine.attention": ("auto", "plain"),
+    "engine.layer_norm": ("auto", "torch"),
+    "engine.cross_entropy": ("auto", "plain"),
     "engine.compile": (False, True),
 }
-"""Fields that are tuned besides, with the values that are tried."""
+"""Fields that are tuned besides, with the values that are tried, in that order. What is automatic
+takes the kernels that work, so that doing without is all there is to try."""
+OF_GPUS = ("engine.attention", "engine.layer_norm", "engine.cross_entropy")
+"""Those of them in which a CPU has no choice."""
 FIELDS = (MICRO_BATCH, CHECKPOINTING, *CHOICES)
 """All fields that are tuned: how a step is computed, never what is learnt."""
 WORK = (
@@ -59,7 +65,7 @@ class Tuned(Section):
     config: str
     """Name of the config it was made for."""
     settings: Settled
-    """The fastest value of each of `FIELDS`."""
+    """The fastest value of each of `FIELDS`, no more and no fewer."""
     instead_of: Settled
     """What the config said of them."""
     work: dict[str, Any]
@@ -211,7 +217,7 @@ def read_tuned(path: Path) -> Tuned:
         first = error.errors()[0]
         problem = f"{'.'.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
     else:
-        if set(tuned.settings) <= set(FIELDS) and MICRO_BATCH in tuned.settings:
+        if set(tuned.settings) == set(FIELDS):
             return tuned
         problem = f"settings: expected {', '.join(FIELDS)}, got {', '.join(tuned.settings)}"
     raise ConfigError(

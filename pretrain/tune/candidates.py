@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.config.schema import RunConfig
 from pretrain.models.variants import STAGES, Shape
 from pretrain.plan.derive import micro_batch_sizes, split_batch
-from pretrain.plan.tuned import CHECKPOINTING, CHOICES, MICRO_BATCH, typed_as, value_of
+from pretrain.plan.tuned import CHECKPOINTING, CHOICES, MICRO_BATCH, OF_GPUS, typed_as, value_of
 
 CHECKPOINTING_TRIED = (
     ("none",) * STAGES,
@@ -94,7 +94,9 @@ class Space:
     choices: dict[str, tuple[Any, ...]]
 
 
-def space_of(config: RunConfig, shape: Shape, world_size: int, typed: Collection[str]) -> Space:
+def space_of(
+    config: RunConfig, shape: Shape, world_size: int, typed: Collection[str], device: str
+) -> Space:
     """Say what may be tried for a config.
 
     Args:
@@ -102,11 +104,13 @@ def space_of(config: RunConfig, shape: Shape, world_size: int, typed: Collection
         shape: of what it trains.
         world_size: ranks that are planned: with them the global batch must divide.
         typed: fields that a person has settled and that stay as they are.
+        device: ``cuda`` or ``cpu``.
 
     Raises:
         ConfigError: the global batch does not divide into that many ranks.
     """
     micro_batch, _ = split_batch(config, world_size)
+    settled = {*typed, *(OF_GPUS if device == "cpu" else ())}
     choices = tuple((field, json.dumps(value_of(config, field))) for field in CHOICES)
     kept = tuple(config.engine.activation_checkpointing)
     own = Candidate(micro_batch, kept, choices)
@@ -121,7 +125,7 @@ def space_of(config: RunConfig, shape: Shape, world_size: int, typed: Collection
         own=own,
         sizes=tuple(sizes),
         checkpointing=tuple(ordered),
-        choices={field: values for field, values in CHOICES.items() if field not in typed},
+        choices={field: values for field, values in CHOICES.items() if field not in settled},
     )
 
 

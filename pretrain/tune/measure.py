@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import torch
 
 from pretrain import dist
+from pretrain.config.engine import EngineConfig
 from pretrain.config.load import read_run, vary
 from pretrain.config.schema import RunConfig
 from pretrain.data.batch import Batch
@@ -26,7 +27,7 @@ from pretrain.data.children import serve
 from pretrain.engine.engine import Engine
 from pretrain.engine.step_result import StepResult
 from pretrain.errors import EngineError, PretrainError
-from pretrain.fast_paths import take_fast_paths
+from pretrain.fast_paths import FastPaths, take_fast_paths
 from pretrain.job import Job, share_of_cores
 from pretrain.metrics.meter import peak_memory_gib
 from pretrain.objective import Objective, engine_of, objective_of
@@ -91,7 +92,7 @@ def measure(order: Order, config: RunConfig, report: Callable[..., None]) -> dic
         The fields of `pretrain.tune.trials.Measured` that this process knows.
 
     Raises:
-        EngineError: the loss is not finite.
+        EngineError: the loss is not finite, or a kernel that was asked for does not work here.
     """
     job = _job(order, config)
     device = torch.device(job.device)
@@ -100,7 +101,8 @@ def measure(order: Order, config: RunConfig, report: Callable[..., None]) -> dic
     torch.set_num_threads(config.engine.threads_per_rank or share_of_cores(cores, shared, {}))
     dist.initialize(job.world, device, config.engine.collective_timeout_seconds)
     torch.manual_seed(config.seed)
-    objective, _ = take_fast_paths(objective_of(config), config, device)
+    objective, paths = take_fast_paths(objective_of(config), config, device)
+    check_taken(config.engine, paths)
     engine = engine_of(
         objective,
         config,
@@ -127,6 +129,17 @@ def measure(order: Order, config: RunConfig, report: Callable[..., None]) -> dic
         "start_seconds": started,
         **_memory(device),
     }
+
+
+def check_taken(engine: EngineConfig, paths: FastPaths) -> None:
+    """Refuse a candidate that would be measured without the kernels it is named after.
+
+    Raises:
+        EngineError: with the reasons why they are not taken.
+    """
+    for field in ("attention", "layer_norm", "cross_entropy"):
+        if getattr(engine, field) == "fused" != getattr(paths, field):
+            raise EngineError("; ".join(paths.remarks))
 
 
 def _job(order: Order, config: RunConfig) -> Job:

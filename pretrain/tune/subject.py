@@ -86,7 +86,7 @@ def subject_of(
     check_image_size(shape)
     shape = shape if config.masking is None else masked_shape(shape)
     world_size = ranks or resources.world_size
-    space = space_of(config, shape, world_size, typed)
+    space = space_of(config, shape, world_size, typed, resources.device)
     order = Order(resources.device, resources.ranks_per_node, os.getpid())
     answer = carry_out(order, DESCRIBE_SECONDS)
     if answer.found is None:

@@ -29,6 +29,9 @@ GPU = "NVIDIA H100 80GB HBM3"
 SETTINGS = {
     "batch.micro_size_max": 128,
     "engine.activation_checkpointing": ["full", "none", "none", "none"],
+    "engine.attention": "plain",
+    "engine.layer_norm": "auto",
+    "engine.cross_entropy": "auto",
     "engine.compile": True,
 }
 
@@ -87,15 +90,18 @@ def test_the_file_is_read_as_it_was_written():
         ("{", "no YAML"),
         ("- 1", "content"),
         ("config: a\n", "settings: Field required"),
-        (None, "settings: expected batch.micro_size_max"),
+        ("older", "settings: expected batch.micro_size_max"),
+        ("newer", "settings: expected batch.micro_size_max"),
     ],
 )
 def test_a_damaged_file_is_refused(text, said):
     path = left(loaded())
     whole = path.read_text()
-    path.write_text(
-        whole.replace("engine.compile: true", "optim.lr: 1.0") if text is None else text
-    )
+    from_others = {
+        "newer": whole.replace("engine.compile: true", "optim.lr: 1.0"),
+        "older": whole.replace("  engine.attention: plain\n", ""),  # from before there was one
+    }
+    path.write_text(from_others.get(text, text))
     with pytest.raises(ConfigError, match="remove it or tune again") as refusal:
         read_tuned(path)
     assert said in str(refusal.value)

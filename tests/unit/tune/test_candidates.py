@@ -14,8 +14,16 @@ from pretrain.run_directory import MAY_CHANGE
 from pretrain.tune.candidates import CHECKPOINTING_TRIED, Space, space_of
 
 
-def space(config: RunConfig, world_size: int, typed: tuple[str, ...] = ()) -> Space:
-    return space_of(config, shape_of(config.model), world_size, typed)
+def space(
+    config: RunConfig, world_size: int, typed: tuple[str, ...] = (), device: str = "cuda"
+) -> Space:
+    return space_of(config, shape_of(config.model), world_size, typed, device)
+
+
+def test_a_cpu_has_no_choice_of_kernels():
+    config = load_run("swin_l_22k")
+    assert set(space(config, 8).choices) == set(CHOICES)
+    assert set(space(config, 8, device="cpu").choices) == {"engine.compile"}
 
 
 def test_micro_batches_divide_the_global_batch_in_whole_mixing_groups():
