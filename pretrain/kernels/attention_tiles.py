@@ -30,14 +30,17 @@ def locate(
     COLUMNS: tl.constexpr = WIDTH // WINDOW
     WINDOWS: tl.constexpr = (HEIGHT // WINDOW) * COLUMNS
     inside = number % WINDOWS
-    y = (inside // COLUMNS) * WINDOW + token // WINDOW
-    x = (inside % COLUMNS) * WINDOW + token % WINDOW
-    down = (y >= HEIGHT - WINDOW).to(tl.int32) + (y >= HEIGHT - SHIFT).to(tl.int32)
-    right = (x >= WIDTH - WINDOW).to(tl.int32) + (x >= WIDTH - SHIFT).to(tl.int32)
-    y = (y + SHIFT) % HEIGHT
-    x = (x + SHIFT) % WIDTH
+    down, right = inside // COLUMNS, inside % COLUMNS
+    y = down * WINDOW + token // WINDOW + SHIFT
+    x = right * WINDOW + token % WINDOW + SHIFT
+    y = tl.where(y >= HEIGHT, y - HEIGHT, y)
+    x = tl.where(x >= WIDTH, x - WIDTH, x)
     rows = (number // WINDOWS * HEIGHT + y) * WIDTH + x
-    return rows.to(tl.int64), 3 * down + right
+    # Only windows at the far sides hold what came round, and it is their last rows or columns.
+    came = (token // WINDOW >= WINDOW - SHIFT).to(tl.int32)
+    came += 2 * (token % WINDOW >= WINDOW - SHIFT).to(tl.int32)
+    at_sides = 2 * (right == COLUMNS - 1) + 1 * (down == HEIGHT // WINDOW - 1)
+    return rows.to(tl.int64), came & at_sides
 
 
 @triton.jit
