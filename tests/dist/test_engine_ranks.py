@@ -140,6 +140,7 @@ def test_works_alone_silently_and_without_a_compiler(tmp_path, monkeypatch):
     assert ended.stdout == ended.stderr == ""
 
 
+@pytest.mark.slow
 def test_timeout_reaches_zero_groups(tmp_path):
     with pytest.raises(RanksFailed) as failure:
         run_ranks("cases_engine:hang", 2, str(tmp_path))

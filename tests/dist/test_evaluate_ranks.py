@@ -24,6 +24,7 @@ def arguments(tmp_path_factory):
     return [str(x) for x in (case.export, *options, "--workers", 0, "--device", "cpu")]
 
 
+@pytest.mark.slow
 def test_one_two_and_three_ranks_write_the_same_bytes(arguments, tmp_path):
     written = []
     for size in (1, 2, 3):

@@ -33,6 +33,7 @@ def check(found: dict[str, Any], ranks: int) -> None:
             assert row["there"] - row["seen"] == (row["case"]["kind"] == "lamb"), row
 
 
+@pytest.mark.slow
 def test_sampled_steps_say_what_a_plain_loop_does():
     check(run_ranks("cases_samples:suite", 2, [ROWS[2]], [0])[0], ranks=2)
 

@@ -366,6 +366,7 @@ def test_what_time_did_not_allow_is_told():
     assert "figures on GPUs are open" in text
 
 
+@pytest.mark.slow
 def test_the_command_measures_a_tiny_network_and_writes_one_file(tmp_path, stand_in, monkeypatch):
     """Ours, plain torch, and a library that does not import, in processes of their own."""
     stand_in("timm", {"__init__.py": "raise ImportError('no such operator')"})

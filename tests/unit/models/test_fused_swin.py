@@ -98,7 +98,8 @@ def test_computing_again_changes_no_bit(recompute):
         assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-@pytest.mark.parametrize("family", [pytest.param("v1", marks=pytest.mark.slow), "v2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["v1", "v2"])
 def test_compiled_blocks_keep_the_kernels_in_one_graph(family):
     model = randomized(Swin(small_shape(family))).to(DEVICE)
     use_kernels(model, attention=True, layer_norm=True)
