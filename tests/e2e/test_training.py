@@ -267,9 +267,11 @@ def test_kernels_train_as_plain_torch_does(config):
     fused = ("engine.attention=fused", "engine.layer_norm=fused", "engine.cross_entropy=fused")
     records = []
     for name, settings in (("plain", ()), ("kernels", fused)):
-        output = train(config, f"name={name}", *once, *settings, ranks=2)
-        assert "fell_back" not in output
-        lines = (config.parent / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        train(config, f"name={name}", *once, *settings, ranks=2)
+        run = config.parent / "runs" / name
+        assert '"event": "started"' in (events := (run / "events.jsonl").read_text())
+        assert '"event": "fell_back"' not in events
+        lines = (run / "metrics.jsonl").read_text().splitlines()
         records.append([json.loads(line) for line in lines])
     pairs = [pair for pair in zip(*records, strict=True) if "train/loss" in pair[0]]
     assert len(pairs) >= 3
@@ -277,4 +279,5 @@ def test_kernels_train_as_plain_torch_does(config):
         assert kernels["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-4)
         norms = [record["train/grad_norm"] for record in (plain, kernels)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3)
-    assert records[0] != records[1]  # rounding at least: the kernels were used
+    # Rounding differs at least, or the kernels were not used.
+    assert any(plain["train/grad_norm"] != kernels["train/grad_norm"] for plain, kernels in pairs)
