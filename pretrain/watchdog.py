@@ -25,6 +25,8 @@ HEARTBEAT_SECONDS = 30.0
 """Between two signs of life of a node; sooner where deadlines are shorter."""
 STACKS_SIGNAL = signal.SIGUSR1
 """At which a rank writes its stacks and goes on."""
+STOOD_STILL = "stopped, the whole process stood still"
+"""What a process that was stopped for most of its time says when it is woken to be ended."""
 _FOREVER_SECONDS = 10.0**8
 Result = TypeVar("Result")
 
@@ -96,15 +98,18 @@ class Watchdog:
             self._path.unlink()
 
     def _watch(self) -> None:
+        slept_at = time.monotonic()
         while not self._ended.wait(POLL_SECONDS):
+            still_seconds = time.monotonic() - slept_at - POLL_SECONDS
             phase, deadline = self._state
             left = deadline - time.monotonic()
             if left <= 0:
-                self._give_up(phase)
+                self._give_up(phase, still_seconds)
             faulthandler.dump_traceback_later(
                 min(left + BACKSTOP_SECONDS, _FOREVER_SECONDS), exit=True, file=self._stacks
             )
             self._beat()
+            slept_at = time.monotonic()
 
     def _beat(self) -> None:
         phase, _ = self._state
@@ -119,8 +124,11 @@ class Watchdog:
         with contextlib.suppress(OSError):
             replace_text(self._heartbeat_path, json.dumps(beat) + "\n")
 
-    def _give_up(self, phase: str) -> None:
-        line = f"hung: {phase} took more than {self._seconds(phase):g} s; stacks: {self._path}"
+    def _give_up(self, phase: str, still_seconds: float) -> None:
+        seconds = self._seconds(phase)
+        stopped = f" ({STOOD_STILL} for {still_seconds:.1f} s)"
+        told = stopped if still_seconds > seconds / 2 else ""
+        line = f"hung: {phase} took more than {seconds:g} s{told}; stacks: {self._path}"
         self._stacks.write(line + "\n")
         self._stacks.flush()
         faulthandler.dump_traceback(self._stacks, all_threads=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pretrain.run_directory import RunDirectory
+from pretrain.watchdog import STOOD_STILL
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):$")
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
@@ -23,10 +24,12 @@ class Stack:
     Attributes:
         frames: of its main thread, the innermost first, as ``file:line function``.
         phase: what took too long by its own watchdog; None where it wrote because it was asked.
+        stopped: whether it found that its process did not run for most of that time.
     """
 
     frames: tuple[str, ...]
     phase: str | None
+    stopped: bool = False
 
     @property
     def waits_for_peers(self) -> bool:
@@ -39,14 +42,16 @@ def read_stack(text: str) -> Stack | None:
     """The main thread of the newest dump in a file; None where there is none."""
     frames: list[str] = []
     phase = None
+    stopped = False
     for line in text.splitlines():
         if (hung := _HUNG.match(line)) and phase is None:
             phase = hung["phase"]
+            stopped = STOOD_STILL in line
         elif _THREAD.match(line):
             frames = []  # the main thread is the oldest and comes last
         elif frame := _FRAME.match(line):
             frames.append(f"{frame['file']}:{frame['line']} {frame['function']}")
-    return Stack(tuple(frames), phase) if frames else None
+    return Stack(tuple(frames), phase, stopped) if frames else None
 
 
 def read_stacks(run: RunDirectory, number: int, size: int) -> dict[int, Stack]:
@@ -74,12 +79,16 @@ class Culprit:
 def find_culprit(stacks: Mapping[int, Stack], size: int) -> Culprit | None:
     """Name the ranks that the others waited for; None where they cannot be told apart.
 
-    A rank that wrote nothing is stopped or gone. Else those that do not wait for their peers, where
-    the others do. Else those that stand elsewhere than most.
+    A rank that wrote nothing is stopped or gone. Slurm wakes what it ends: one that was stopped may
+    still write, and that it was. Else those that do not wait for their peers, where the others do.
+    Else those that stand elsewhere than most.
     """
     silent = tuple(rank for rank in range(size) if rank not in stacks)
     if silent and stacks:
         return Culprit(silent, "wrote no stacks: it is stopped, or its node is gone")
+    stopped = tuple(rank for rank, stack in stacks.items() if stack.stopped)
+    if stopped and len(stopped) < len(stacks):
+        return Culprit(stopped, STOOD_STILL)
     busy = tuple(rank for rank, stack in stacks.items() if not stack.waits_for_peers)
     if busy and len(busy) < len(stacks):
         where = stacks[busy[0]].frames[0]

@@ -53,10 +53,15 @@ class FakeProject:
     ) -> None:
         """Replace the trainer by `fake_rank`."""
         watched = "" if watchdog_seconds is None else str(watchdog_seconds)
-        shutil.copy(Path(__file__).with_name("fake_rank.py"), self.root / "pretrain/fake_rank.py")
+        here = Path(__file__).parent
+        shutil.copy(here / "fake_rank.py", self.root / "pretrain")
+        shutil.copytree(
+            here / "fake_pretrain", self.root / "pretrain/fake_pretrain", dirs_exist_ok=True
+        )
         (self.root / "pretrain" / "__main__.py").write_text(
             "import os, sys\n"
-            "from pretrain.fake_rank import main\n"
+            "sys.path.append(os.path.dirname(__file__))\n"
+            "from fake_rank import main\n"
             f"os.environ['FAKE_STEP_SECONDS'] = '{step_seconds}'\n"
             f"if {watched!r}: os.environ['FAKE_WATCHDOG_SECONDS'] = {watched!r}\n"
             f"sys.argv[1:] = [sys.argv[2], '{steps}', *{faults!r}]\n"

@@ -7,12 +7,13 @@ unfit). ``TIMES`` is how many attempts it happens in. Where FAKE_WATCHDOG_SECOND
 has the real watchdog, with that deadline for every phase.
 """
 
-import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+
+from fake_pretrain.dist import meet, write
 
 SAVE_EVERY = 10
 
@@ -46,21 +47,6 @@ def main() -> int:
         if stopping and step < total:
             return leave(directory, rank, attempt, "stopped", step, total)
     return leave(directory, rank, attempt, "done", step, total)
-
-
-def meet(directory: Path, rank: int, attempt: int, step: int, *, stop: bool) -> bool:
-    """Wait for all ranks at this step, for ever if one is dead; true if rank zero says stop."""
-
-    def announced(other: int) -> tuple[int, bool]:
-        path = directory / f"meet_{attempt}_{other}"
-        value = json.loads(path.read_text()) if path.exists() else {"step": 0, "stop": False}
-        return value["step"], value["stop"]
-
-    write(directory / f"meet_{attempt}_{rank}", {"step": step, "stop": stop})
-    for other in range(int(os.environ["WORLD_SIZE"])):
-        while announced(other)[0] < step:
-            time.sleep(0.002)
-    return announced(0)[1]
 
 
 def fail(rank: int, step: int, attempt: int) -> None:
@@ -135,12 +121,6 @@ def progress(state: str, step: int, total: int, attempt: int) -> dict[str, objec
         "time": time.time(),
         "attempt": attempt,
     }
-
-
-def write(path: Path, value: dict[str, object]) -> None:
-    staged = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    staged.write_text(json.dumps(value))
-    staged.replace(path)
 
 
 if __name__ == "__main__":

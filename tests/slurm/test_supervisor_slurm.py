@@ -97,7 +97,7 @@ def done(run: RunDirectory) -> bool:
 
 
 def test_a_stopped_rank_is_named_with_its_node(project: FakeProject) -> None:
-    project.set_ranks(40, "freeze:2:25", watchdog_seconds=2)
+    project.set_ranks(40, "freeze:2:25", watchdog_seconds=4)
     run, _ = launched(project)
     first = first_attempt(run)
     assert (first.cause, first.next) == ("rank_hung", "restart"), first

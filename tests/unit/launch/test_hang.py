@@ -30,6 +30,7 @@ WAITS = stack("/venv/torch/distributed/distributed_c10d.py:2800 all_reduce", "/a
 WAITS_ELSEWHERE = stack(
     "/venv/torch/distributed/distributed_c10d.py:3100 all_gather", "/a/b.py:1 f"
 )
+STOPPED = Stack(WAITS.frames, "step", stopped=True)
 READS = stack("/code/pretrain/data/loader.py:40 next", "/a/train.py:9 run_steps", phase=None)
 
 
@@ -40,6 +41,7 @@ def test_the_main_thread_of_the_newest_dump_counts() -> None:
     assert found.frames[0].endswith("distributed_c10d.py:2800 all_reduce")
     assert len(found.frames) == 3
     assert found.waits_for_peers
+    assert not found.stopped
     later = read_stack(DUMP + DUMP.replace("line 2800 in all_reduce", "line 1 in later"))
     assert later is not None
     assert later.frames[0].endswith("distributed_c10d.py:1 later")
@@ -70,6 +72,9 @@ def test_what_python_really_writes_is_understood(tmp_path: Path) -> None:
     [
         ({0: WAITS, 1: WAITS, 3: WAITS}, 4, (2,), "wrote no stacks"),
         ({0: WAITS, 1: WAITS}, 4, (2, 3), "wrote no stacks"),
+        ({0: WAITS, 1: WAITS, 2: READS, 3: STOPPED}, 4, (3,), "stood still"),
+        ({0: STOPPED, 1: STOPPED, 2: READS}, 3, (0, 1), "stood still"),
+        ({0: STOPPED, 1: STOPPED, 2: WAITS}, 4, (3,), "wrote no stacks"),
         ({0: WAITS, 1: READS}, 2, (1,), "loader.py:40 next while the others waited"),
         ({0: WAITS, 1: WAITS, 2: WAITS_ELSEWHERE}, 3, (2,), "unlike most"),
         ({0: READS, 1: READS, 2: stack("/a/b.py:1 f")}, 3, (2,), "unlike most"),
@@ -85,7 +90,14 @@ def test_the_culprit(
 
 
 @pytest.mark.parametrize(
-    "stacks", [{}, {0: WAITS, 1: WAITS}, {0: WAITS, 1: WAITS_ELSEWHERE}, {0: READS, 1: READS}]
+    "stacks",
+    [
+        {},
+        {0: WAITS, 1: WAITS},
+        {0: WAITS, 1: WAITS_ELSEWHERE},
+        {0: READS, 1: READS},
+        {0: STOPPED, 1: STOPPED},
+    ],
 )
 def test_nobody_is_blamed_without_reason(stacks: dict[int, Stack]) -> None:
     assert find_culprit(stacks, 2) is None
