@@ -137,7 +137,9 @@ def test_works_alone_silently_and_without_a_compiler(tmp_path, monkeypatch):
     for losses in found["losses"][:3]:
         assert max(map(abs, _minus(losses, found["expected"]))) < REDUCTION_ROUNDING
     assert found["compilers"] == found["extensions"] == []
-    assert ended.stdout == ended.stderr == ""
+    # Gloo of older torch (2.8) greets.
+    said = [line for line in ended.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert (said, ended.stderr) == ([], "")
 
 
 @pytest.mark.slow

@@ -271,7 +271,8 @@ def test_offloading_keeps_copies_of_the_blocks_inputs_only(monkeypatch):
     monkeypatch.setattr(swin, "save_on_cpu", Watched)
     Swin(tiny_shape(drop_path=0.5), ("full_offload", "none", "none", "full"))(images())
     count, side = len(images()), 16
-    assert copied == [(count, side, side, 12)] * 2
+    # Older torch (2.8) also keeps an empty tensor for each recomputed block.
+    assert [size for size in copied if size != (0,)] == [(count, side, side, 12)] * 2
 
 
 def test_drop_path_rises_linearly_to_its_rate():
