@@ -86,6 +86,7 @@ def test_a_chain_is_one_job_and_sees_the_gpus_of_the_user(
     assert read_attempts(second)[0].start_time > end_of_first["time"]
 
 
+@pytest.mark.slow
 def test_a_chain_stops_where_it_fails(project: FakeProject) -> None:
     project.set_ranks(30, "raise:1:5:99")
     code, output = project.launch("--config", "both", *LOCAL)
@@ -126,6 +127,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(project: FakeProject) -> None
     assert f"goes on from step {saved}" in output
 
 
+@pytest.mark.slow
 def test_the_job_survives_its_launcher_and_is_not_started_twice(project: FakeProject) -> None:
     project.set_ranks(150, step_seconds=0.04)
     run = RunDirectory(project.runs / "first")

@@ -162,6 +162,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(config, tmp_path):
     assert progress["last_checkpoint_step"] == progress["step"] > 0
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_does_and_one_continues_what_two_began(config, tmp_path):
     train(config, "name=one")
     train(config, "name=two", "engine.zero_stage=2", ranks=2)

@@ -105,12 +105,14 @@ def test_an_interruption_leaves_nothing(tmp_path: Path):
     with subprocess.Popen(
         [*TUNE, *QUICK], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment_of(),
+        # Where the tests run in the background of a shell, Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as tuning:  # fmt: skip
         assert tuning.stdout is not None
         assert "demo_pretrain on one" in tuning.stdout.readline()
         (child,) = children_of(tuning.pid)
         tuning.send_signal(signal.SIGINT)
-        said, errors = tuning.communicate(timeout=30)
+        said, errors = tuning.communicate(timeout=120)
     assert tuning.returncode == 130
     assert "stopped: no file is written" in said
     assert errors == ""
