@@ -199,7 +199,7 @@ def test_the_stopped_rank_of_a_hang_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_rank_that_stands_elsewhere_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "hung", ranks=3)
-    with supervising(run, steps=30, faults=("hang:2:15",), watchdog_seconds=2) as process:
+    with supervising(run, steps=30, faults=("hang:2:15",), watchdog_seconds=4) as process:
         code, output = finish(process)
     assert code == 0, output
     first = read_attempts(run)[0]
