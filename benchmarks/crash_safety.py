@@ -20,15 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import crash_states
 import torch
 from crash_states import LAST, NEW, OLD, RANKS, Prepared, Stage, join, make_engine, train_to
+from crash_tally import Tally
 from kill_points import Point, has_strace, kill_at, list_points, run_to_end
 
 from pretrain.checkpoint import snapshot
@@ -45,42 +44,6 @@ CHUNK_BYTES = 4096
 STAGES: tuple[Stage, ...] = (1, 2, 3)
 SHIM_POINTS = 400
 """More than any save has; the shim's sweep ends where no kill happens."""
-
-
-@dataclass
-class Tally:
-    """What came of many kill points."""
-
-    points: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    survivors: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-
-    def add(self, outcome: str, survivor: str, where: str) -> None:
-        """Count one point; anything but a known good outcome is kept with its place."""
-        self.points += 1
-        self.outcomes[outcome] += 1
-        self.survivors[survivor] += 1
-        if outcome not in (f"step {OLD}", f"step {NEW}") or survivor == "hung":
-            self.wrong.append(f"{where}: {outcome}, survivor {survivor}")
-
-    def __iadd__(self, other: "Tally") -> "Tally":
-        self.points += other.points
-        self.outcomes += other.outcomes
-        self.survivors += other.survivors
-        self.wrong += other.wrong
-        return self
-
-    def row(self, name: str) -> str:
-        """The tally as a line of a table."""
-        good = self.outcomes[f"step {OLD}"] + self.outcomes[f"step {NEW}"]
-        noticed = self.survivors["left"]
-        hung = self.survivors["hung"]
-        share = f"{100 * good / max(self.points, 1):.1f} %"
-        return (
-            f"| {name} | {self.points} | {good} ({share}) | {self.outcomes[f'step {OLD}']} | "
-            f"{self.outcomes[f'step {NEW}']} | {self.points - good} | {noticed} | {hung} |"
-        )
 
 
 def sweep(

@@ -98,8 +98,10 @@ class Watchdog:
             self._path.unlink()
 
     def _watch(self) -> None:
-        slept_at = time.monotonic()
-        while not self._ended.wait(POLL_SECONDS):
+        while True:
+            slept_at = time.monotonic()
+            if self._ended.wait(POLL_SECONDS):
+                return
             still_seconds = time.monotonic() - slept_at - POLL_SECONDS
             phase, deadline = self._state
             left = deadline - time.monotonic()
@@ -109,7 +111,6 @@ class Watchdog:
                 min(left + BACKSTOP_SECONDS, _FOREVER_SECONDS), exit=True, file=self._stacks
             )
             self._beat()
-            slept_at = time.monotonic()
 
     def _beat(self) -> None:
         phase, _ = self._state

@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from interrupt import hear_ctrl_c
 
 from launch.snapshot import CODE_FOLDERS, ROOT
 from pretrain.data.manifest import INDEX_RECORD_BYTES, Manifest, Shard, Split, write_manifest
@@ -86,8 +86,7 @@ class FakeProject:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Where the tests run in the background of a shell, Ctrl-C is ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=hear_ctrl_c,
         )
 
     def launch(self, *arguments: str, timeout_seconds: int = 90) -> tuple[int, str]:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from interrupt import hear_ctrl_c
+
 
 def test_ctrl_c_ends_painting_without_a_traceback(tmp_path):
     destination = tmp_path / "set"
@@ -15,8 +17,7 @@ def test_ctrl_c_ends_painting_without_a_traceback(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # A shell's background jobs, this test maybe among them, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_ctrl_c,
     )
     deadline = time.monotonic() + 60
     while not any(tmp_path.rglob("*.JPEG")):

@@ -270,7 +270,8 @@ def test_kernels_train_as_plain_torch_does(config):
     for name, settings in (("plain", ()), ("kernels", fused)):
         train(config, f"name={name}", *once, *settings, ranks=2)
         run = config.parent / "runs" / name
-        assert '"event": "started"' in (events := (run / "events.jsonl").read_text())
+        events = (run / "events.jsonl").read_text()
+        assert '"event": "started"' in events
         assert '"event": "fell_back"' not in events
         lines = (run / "metrics.jsonl").read_text().splitlines()
         records.append([json.loads(line) for line in lines])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from interrupt import hear_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 TUNE = (sys.executable, "-m", "pretrain.tune", "--config", "demo_pretrain")
@@ -105,8 +106,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path):
     with subprocess.Popen(
         [*TUNE, *QUICK], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment_of(),
-        # Where the tests run in the background of a shell, Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_ctrl_c,
     ) as tuning:  # fmt: skip
         assert tuning.stdout is not None
         assert "demo_pretrain on one" in tuning.stdout.readline()
